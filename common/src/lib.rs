@@ -1,0 +1,37 @@
+//! Vocabulary and doors: the types that every crate shares and the traits through which the
+//! world enters.
+//!
+//! | room | what |
+//! |---|---|
+//! | [`error`] | [`Error`], [`ErrorKind`] and the one table to NBD errno and HTTP status |
+//! | [`ids`] | [`Epoch`], [`Lsn`], [`VolumeId`], [`Name`] |
+//! | [`block`] | [`BlockDevice`] and [`Exports`]: the block front end's door |
+//! | [`object`] | [`ObjectStore`]: immutable blobs by key |
+//! | [`kv`] | [`Kv`]: the linearizable ordered map |
+//! | [`disk`] | [`Disk`]: named local files, preallocated; [`disk::local`] is the real one |
+//! | [`table`] | [`Table`]: the ordered local table |
+//! | [`clock`] | [`Clock`]: time and chance |
+//! | [`crc`] | CRC32C, the only checksum of our formats |
+//! | [`sim`] | the simulated twins: they can lose, tear, fail and crash |
+//!
+//! Does not own: any protocol, any format, any policy. Nothing here knows a volume's log.
+
+pub mod block;
+pub mod clock;
+pub mod crc;
+pub mod disk;
+pub mod error;
+pub mod ids;
+pub mod kv;
+pub mod object;
+pub mod sim;
+pub mod table;
+
+pub use block::{BlockDevice, ExportInfo, Exports, Extent, Geometry};
+pub use clock::Clock;
+pub use disk::{Disk, DiskFile};
+pub use error::{Error, ErrorKind, Result};
+pub use ids::{Epoch, Lsn, Name, VolumeId};
+pub use kv::Kv;
+pub use object::ObjectStore;
+pub use table::Table;

@@ -1,0 +1,14 @@
+//! The simulated twins of the doors: deterministic under a seed, able to lose, tear, fail and
+//! crash. For tests; the product never names them.
+
+mod clock;
+mod disk;
+mod kv;
+mod object;
+mod table;
+
+pub use clock::SimClock;
+pub use disk::{SimDisk, SimDiskFaults};
+pub use kv::SimKv;
+pub use object::{SimObjectStore, StoreFaults};
+pub use table::SimTable;

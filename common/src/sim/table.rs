@@ -1,0 +1,84 @@
+//! A table in memory that forgets any suffix of its unsynced batches in a crash.
+
+use crate::error::Result;
+use crate::table::{Batch, Table};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+
+type Map = BTreeMap<Vec<u8>, Bytes>;
+
+#[derive(Default)]
+struct Inner {
+    now: Map,
+    durable: Map,
+    unsynced: Vec<Batch>,
+}
+
+/// A table in memory.
+#[derive(Default)]
+pub struct SimTable {
+    inner: Mutex<Inner>,
+}
+
+fn apply(map: &mut Map, batch: &Batch) {
+    for (key, value) in &batch.ops {
+        match value {
+            Some(value) => map.insert(key.clone(), value.clone()),
+            None => map.remove(key),
+        };
+    }
+}
+
+impl SimTable {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A crash that keeps the first `keep(n)` of the `n` unsynced batches.
+    pub fn crash(&self, keep: impl FnOnce(usize) -> usize) {
+        let mut inner = self.inner.lock();
+        let unsynced = std::mem::take(&mut inner.unsynced);
+        let keep = keep(unsynced.len()).min(unsynced.len());
+        for batch in &unsynced[..keep] {
+            apply(&mut inner.durable, batch);
+        }
+        inner.now = inner.durable.clone();
+    }
+}
+
+impl Table for SimTable {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        Ok(self.inner.lock().now.get(key).cloned())
+    }
+
+    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Bytes)>> {
+        let start = prefix.max(from).to_vec();
+        let inner = self.inner.lock();
+        let pairs = inner.now.range(start..).take_while(|(k, _)| k.starts_with(prefix)).take(limit);
+        Ok(pairs.map(|(k, v)| (k.clone(), v.clone())).collect())
+    }
+
+    fn write(&self, batch: Batch) -> Result<()> {
+        let mut inner = self.inner.lock();
+        apply(&mut inner.now, &batch);
+        inner.unsynced.push(batch);
+        Ok(())
+    }
+
+    fn delete_prefix(&self, prefix: &[u8]) -> Result<()> {
+        let mut batch = Batch::default();
+        for (key, _) in self.scan(prefix, prefix, usize::MAX)? {
+            batch.delete(key);
+        }
+        self.write(batch)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        let mut inner = self.inner.lock();
+        inner.unsynced.clear();
+        inner.durable = inner.now.clone();
+        Ok(())
+    }
+}

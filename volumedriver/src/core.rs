@@ -1,0 +1,418 @@
+//! The volume core: the state that decides order. Sans-I/O: it is told what happened and says
+//! what is true now; it never waits and never touches a door.
+//!
+//! One deque holds every log entry above `committed`, dense by LSN; the overlay maps each
+//! address to the LSN that wrote it last. What an entry's content is, and where it lies (memory,
+//! journal), is known by the deque alone, so an entry can move without touching the map.
+//!
+//! Does not own: credit (see `credit`), the committed map (see `index`), any object.
+
+mod seal;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use seal::SealPlan;
+
+use crate::extent_map::ExtentMap;
+use crate::journal::{JournalLoc, Mark};
+use crate::log::{Crcs, Kind, LogEntry};
+use crate::volume::Frontiers;
+use bytes::Bytes;
+use common::{Epoch, Error, Lsn, Result, VolumeId};
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Tells a writer that its entry was handed to the kernel.
+pub(crate) type Retired = oneshot::Receiver<Result<()>>;
+
+/// What a caller wants to append.
+#[derive(Debug)]
+pub(crate) struct Append {
+    pub kind: Kind,
+    pub addr: u64,
+    pub count: u64,
+    pub data: Bytes,
+    pub crcs: Crcs,
+    /// Credit units that come back when the entry is committed.
+    pub units: u64,
+    /// The claimed cluster that this append gives free when it retires.
+    pub claim: Option<u64>,
+}
+
+/// A log entry above `committed`.
+#[derive(Debug)]
+struct Rec {
+    kind: Kind,
+    addr: u64,
+    count: u64,
+    crcs: Crcs,
+    units: u64,
+    /// The content, while the memory budget lasts.
+    data: Option<Bytes>,
+    /// Where the content lies in the journal; `None` until the entry has retired.
+    loc: Option<JournalLoc>,
+    waiter: Option<oneshot::Sender<Result<()>>>,
+    claim: Option<u64>,
+}
+
+/// Where a range above or below `committed` is to be read.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// In memory: exactly the clusters of the piece.
+    Memory(Bytes),
+    /// In the journal, from this byte of the entry's payload on.
+    Journal { lsn: Lsn, loc: JournalLoc, offset: u64, crcs: Crcs },
+    /// Zeroes that count as allocated.
+    Zero,
+    /// A hole.
+    Hole,
+    /// Not written since `committed`: ask the index.
+    Committed,
+}
+
+/// A run of clusters with one source.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub addr: u64,
+    pub count: u64,
+    pub source: Source,
+}
+
+/// See the module's head.
+pub(crate) struct Core {
+    volume: VolumeId,
+    epoch: Epoch,
+    cluster_size: u64,
+    size: u64,
+    /// Entries `committed + 1 ..= assigned`.
+    recs: VecDeque<Rec>,
+    overlay: ExtentMap<Lsn>,
+    frontiers: Frontiers,
+    /// Clusters under read-modify-write: no other write may touch them meanwhile.
+    claims: Vec<u64>,
+    stopped: Option<Error>,
+    unsealed_bytes: u64,
+    unsealed_since: Option<Duration>,
+    /// Entries up to this LSN have given their memory back.
+    evicted: Lsn,
+    /// How far the journal must be durable for `accepted` to be.
+    mark: Mark,
+    /// A retirement gave a claimed cluster free.
+    unclaimed: bool,
+    retire_waiters: Vec<(Lsn, oneshot::Sender<()>)>,
+}
+
+impl Core {
+    /// A volume whose log is committed, and covered by TLogs, up to `committed`.
+    pub fn new(volume: VolumeId, epoch: Epoch, cluster_size: u32, size: u64, committed: Lsn) -> Self {
+        Self {
+            volume,
+            epoch,
+            cluster_size: u64::from(cluster_size),
+            size,
+            recs: VecDeque::new(),
+            overlay: ExtentMap::default(),
+            frontiers: Frontiers {
+                accepted: committed,
+                synced: committed,
+                sealed: committed,
+                committed,
+                trimmed: committed,
+            },
+            claims: Vec::new(),
+            stopped: None,
+            unsealed_bytes: 0,
+            unsealed_since: None,
+            evicted: committed,
+            mark: Mark::default(),
+            unclaimed: false,
+            retire_waiters: Vec::new(),
+        }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn frontiers(&self) -> Frontiers {
+        self.frontiers
+    }
+
+    /// The last LSN that was given out.
+    pub fn assigned(&self) -> Lsn {
+        Lsn(self.frontiers.committed.0 + self.recs.len() as u64)
+    }
+
+    pub fn stopped(&self) -> Option<&Error> {
+        self.stopped.as_ref()
+    }
+
+    fn rec(&self, lsn: Lsn) -> Option<&Rec> {
+        let at = lsn.0.checked_sub(self.frontiers.committed.0 + 1)?;
+        self.recs.get(at as usize)
+    }
+
+    fn rec_mut(&mut self, lsn: Lsn) -> Option<&mut Rec> {
+        let at = lsn.0.checked_sub(self.frontiers.committed.0 + 1)?;
+        self.recs.get_mut(at as usize)
+    }
+
+    /// Fails when the volume takes no more requests.
+    pub fn check(&self) -> Result<()> {
+        match &self.stopped {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a write to the range has to wait for somebody's read-modify-write.
+    pub fn is_claimed(&self, addr: u64, count: u64) -> bool {
+        self.claims.iter().any(|&c| c >= addr && c - addr < count)
+    }
+
+    /// Claims a cluster for a read-modify-write, unless somebody has it.
+    pub fn claim(&mut self, addr: u64) -> bool {
+        let free = !self.is_claimed(addr, 1);
+        if free {
+            self.claims.push(addr);
+        }
+        free
+    }
+
+    /// Gives a claimed cluster free.
+    pub fn unclaim(&mut self, addr: u64) {
+        self.claims.retain(|&c| c != addr);
+    }
+
+    /// Whether a retirement gave a claimed cluster free since the last call.
+    pub fn take_unclaimed(&mut self) -> bool {
+        std::mem::take(&mut self.unclaimed)
+    }
+
+    /// Event: a write was accepted. Assigns the next LSN; the entry goes to the journal.
+    pub fn append(&mut self, append: Append) -> Result<(LogEntry, Retired)> {
+        self.check()?;
+        let (waiter, retired) = oneshot::channel();
+        let lsn = self.assigned().next();
+        let Append { kind, addr, count, data, crcs, units, claim } = append;
+        let entry = LogEntry {
+            volume: self.volume,
+            epoch: self.epoch,
+            lsn,
+            kind,
+            addr,
+            count,
+            data: data.clone(),
+            crcs: crcs.clone(),
+        };
+        let data = (kind == Kind::Data).then_some(data);
+        self.recs.push_back(Rec { kind, addr, count, crcs, units, data, loc: None, waiter: Some(waiter), claim });
+        Ok((entry, retired))
+    }
+
+    /// Event: recovery found this entry of an earlier epoch; it counts, and lies in the journal.
+    pub fn replay(&mut self, kind: Kind, addr: u64, count: u64, crcs: Crcs, units: u64, loc: JournalLoc) {
+        let lsn = self.assigned().next();
+        self.recs.push_back(Rec { kind, addr, count, crcs, units, data: None, loc: None, waiter: None, claim: None });
+        self.retire(lsn, loc, Mark::default(), Duration::ZERO);
+        self.evicted = lsn;
+    }
+
+    /// Event: the entry was handed to the kernel. In LSN order. Gives back how many bytes of
+    /// memory the entry holds.
+    pub fn retire(&mut self, lsn: Lsn, loc: JournalLoc, mark: Mark, now: Duration) -> u64 {
+        let expected = self.frontiers.accepted.next();
+        // A volume that closed has forgotten its entries; the journal may still be at work on some.
+        let Some(rec) = self.rec_mut(lsn) else { return 0 };
+        assert_eq!(lsn, expected, "entries retire in LSN order");
+        rec.loc = Some(loc);
+        let (kind, addr, count, claim) = (rec.kind, rec.addr, rec.count, rec.claim.take());
+        let held = rec.data.as_ref().map_or(0, |d| d.len() as u64);
+        if let Some(waiter) = rec.waiter.take() {
+            // The writer may have gone; its write counts all the same.
+            let _ = waiter.send(Ok(()));
+        }
+        match kind {
+            Kind::Data | Kind::Zero | Kind::Discard => self.overlay.insert(addr, count, lsn),
+            Kind::Resize => self.size = self.size.max(addr),
+            Kind::Snapshot | Kind::Rollback => {}
+        }
+        if let Some(addr) = claim {
+            self.unclaim(addr);
+            self.unclaimed = true;
+        }
+        self.frontiers.accepted = lsn;
+        self.mark = self.mark.max(mark);
+        self.unsealed_bytes += if kind == Kind::Data { count * self.cluster_size } else { 0 };
+        self.unsealed_since.get_or_insert(now);
+        if !self.retire_waiters.is_empty() {
+            let due = self.retire_waiters.extract_if(.., |(at, _)| *at <= lsn);
+            for (_, waiter) in due {
+                let _ = waiter.send(());
+            }
+        }
+        self.assert_order();
+        held
+    }
+
+    /// A signal for when everything assigned so far has retired; `None` when it has.
+    pub fn wait_retired(&mut self) -> Option<oneshot::Receiver<()>> {
+        let assigned = self.assigned();
+        if self.frontiers.accepted >= assigned {
+            return None;
+        }
+        let (tx, rx) = oneshot::channel();
+        self.retire_waiters.push((assigned, tx));
+        Some(rx)
+    }
+
+    /// Event: the entry's content lies elsewhere in the journal now.
+    pub fn relocate(&mut self, lsn: Lsn, loc: JournalLoc) {
+        if let Some(rec) = self.rec_mut(lsn)
+            && rec.loc.is_some()
+        {
+            rec.loc = Some(loc);
+        }
+    }
+
+    /// The last accepted LSN, and how far the journal must be durable for it.
+    pub fn accepted(&self) -> (Lsn, Mark) {
+        (self.frontiers.accepted, self.mark)
+    }
+
+    /// The recovered entries are as old as `now`: their age begins.
+    pub fn restart_seal_clock(&mut self, now: Duration) {
+        if let Some(since) = &mut self.unsealed_since {
+            *since = now;
+        }
+    }
+
+    /// Event: everything up to `lsn` survives a power cut.
+    pub fn synced(&mut self, lsn: Lsn) {
+        self.frontiers.synced = self.frontiers.synced.max(lsn);
+        self.assert_order();
+    }
+
+    /// Event: a TLog that covers the log up to `lsn` is named by a Manifest.
+    pub fn trimmed(&mut self, lsn: Lsn) {
+        self.frontiers.trimmed = lsn;
+        self.assert_order();
+    }
+
+    /// Event: the backend alone gives back everything up to `lsn`. The result is the credit that
+    /// comes back and the memory that was held.
+    pub fn commit(&mut self, lsn: Lsn) -> Committed {
+        assert!(lsn <= self.frontiers.sealed, "only what is sealed is committed");
+        let mut freed = Committed::default();
+        while self.frontiers.committed < lsn {
+            let Some(rec) = self.recs.pop_front() else { break };
+            let at = self.frontiers.committed.next();
+            self.frontiers.committed = at;
+            freed.units += rec.units;
+            freed.memory += rec.data.map_or(0, |d| d.len() as u64);
+            if rec.kind.is_range() {
+                self.overlay.remove_value(rec.addr, rec.count, at);
+            }
+        }
+        self.frontiers.synced = self.frontiers.synced.max(lsn);
+        self.evicted = self.evicted.max(lsn);
+        self.assert_order();
+        freed
+    }
+
+    /// Gives memory of the oldest entries back, at least `want` bytes if there are as many.
+    pub fn evict(&mut self, want: u64) -> u64 {
+        let mut freed = 0;
+        while freed < want && self.evicted < self.frontiers.accepted {
+            self.evicted = self.evicted.next();
+            if let Some(rec) = self.rec_mut(self.evicted) {
+                freed += rec.data.take().map_or(0, |d| d.len() as u64);
+            }
+        }
+        freed
+    }
+
+    /// Event: the volume stops for good; everybody who waits learns why.
+    pub fn stop(&mut self, error: Error) {
+        if self.stopped.is_none() {
+            self.stopped = Some(error);
+        }
+        let error = self.stopped.clone();
+        for rec in &mut self.recs {
+            if let (Some(waiter), Some(error)) = (rec.waiter.take(), &error) {
+                let _ = waiter.send(Err(error.clone()));
+            }
+        }
+        self.retire_waiters.clear();
+        self.claims.clear();
+    }
+
+    /// The volume closes: drops every entry, and tells how much memory the retired ones held.
+    pub fn forget_entries(&mut self) -> u64 {
+        let held = self.recs.drain(..).filter(|r| r.loc.is_some());
+        let held = held.filter_map(|r| r.data).map(|d| d.len() as u64).sum();
+        self.overlay = ExtentMap::default();
+        held
+    }
+
+    /// Bytes acknowledged and not committed.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.recs.iter().filter(|r| r.kind == Kind::Data).map(|r| r.count * self.cluster_size).sum()
+    }
+
+    /// The only writer of a whole cluster range, read at once: the fast path of a read.
+    pub fn lookup(&self, addr: u64, count: u64) -> Vec<Run> {
+        let mut runs = Vec::with_capacity(1);
+        let mut next = addr;
+        for piece in self.overlay.overlapping(addr, count) {
+            if piece.addr > next {
+                runs.push(Run { addr: next, count: piece.addr - next, source: Source::Committed });
+            }
+            next = piece.addr + piece.count;
+            let source = self.source(piece.value, piece.addr, piece.count);
+            runs.push(Run { addr: piece.addr, count: piece.count, source });
+        }
+        if next < addr + count {
+            runs.push(Run { addr: next, count: addr + count - next, source: Source::Committed });
+        }
+        runs
+    }
+
+    fn source(&self, lsn: Lsn, addr: u64, count: u64) -> Source {
+        let Some(rec) = self.rec(lsn) else { return Source::Committed };
+        match rec.kind {
+            Kind::Data => {
+                let skip = addr - rec.addr;
+                let offset = skip * self.cluster_size;
+                match (&rec.data, &rec.loc) {
+                    (Some(data), _) => {
+                        Source::Memory(data.slice(offset as usize..(offset + count * self.cluster_size) as usize))
+                    }
+                    (None, Some(loc)) => {
+                        let crcs = rec.crcs[skip as usize..(skip + count) as usize].into();
+                        Source::Journal { lsn, loc: loc.clone(), offset, crcs }
+                    }
+                    (None, None) => Source::Committed,
+                }
+            }
+            Kind::Zero => Source::Zero,
+            _ => Source::Hole,
+        }
+    }
+
+    fn assert_order(&self) {
+        let f = &self.frontiers;
+        assert!(
+            f.trimmed <= f.committed && f.committed <= f.sealed && f.sealed <= f.accepted && f.synced <= f.accepted,
+            "the frontiers are out of order: {f:?}"
+        );
+    }
+}
+
+/// What a commit gave back.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Committed {
+    pub units: u64,
+    pub memory: u64,
+}

@@ -1,0 +1,95 @@
+//! Which entries make the next SCO, coalesced: of several writes to one cluster only the last counts.
+
+use super::{Core, Source};
+use crate::extent_map::ExtentMap;
+use crate::log::{Crcs, Kind};
+use common::Lsn;
+use std::time::Duration;
+
+/// The content of the next SCO.
+#[derive(Debug)]
+pub(crate) struct SealPlan {
+    pub lsn_lo: Lsn,
+    pub lsn_hi: Lsn,
+    /// Ranges in order of address, disjoint.
+    pub runs: Vec<SealRun>,
+    /// Entries without a range, in LSN order: kind, LSN and the number in the address's place.
+    pub controls: Vec<(Kind, Lsn, u64)>,
+}
+
+/// A range of a SCO.
+#[derive(Debug)]
+pub(crate) struct SealRun {
+    pub addr: u64,
+    pub count: u64,
+    pub lsn: Lsn,
+    pub kind: Kind,
+    /// Where the content is, for data.
+    pub source: Source,
+    /// The checksums of the content, for data.
+    pub crcs: Crcs,
+}
+
+/// Ranges that one SCO may hold at most: bounds the time under the volume's lock.
+const MAX_RANGES: usize = 32 * 1024;
+
+impl Core {
+    /// Bytes that wait for sealing, and since when the oldest does.
+    pub fn unsealed(&self) -> (u64, Option<Duration>) {
+        (self.unsealed_bytes, self.unsealed_since)
+    }
+
+    /// Decides the next SCO of at most `max_clusters` and moves `sealed`. `None` when nothing is
+    /// unsealed.
+    pub fn plan_seal(&mut self, max_clusters: u64, now: Duration) -> Option<SealPlan> {
+        let lsn_lo = self.frontiers.sealed.next();
+        if lsn_lo > self.frontiers.accepted {
+            return None;
+        }
+        let mut ranges: ExtentMap<Lsn> = ExtentMap::default();
+        let mut controls = Vec::new();
+        let mut lsn_hi = self.frontiers.sealed;
+        let (mut clusters, mut taken_bytes) = (0, 0);
+        while lsn_hi < self.frontiers.accepted {
+            let lsn = lsn_hi.next();
+            let Some(rec) = self.rec(lsn) else { break };
+            if rec.kind.is_range() {
+                let replaced: u64 = ranges
+                    .overlapping(rec.addr, rec.count)
+                    .filter(|p| self.rec(p.value).is_some_and(|r| r.kind == Kind::Data))
+                    .map(|p| p.count)
+                    .sum();
+                let added = if rec.kind == Kind::Data { rec.count } else { 0 };
+                let full = clusters + added - replaced.min(clusters) > max_clusters || ranges.len() >= MAX_RANGES;
+                if full && lsn > lsn_lo {
+                    break;
+                }
+                clusters = clusters + added - replaced;
+                taken_bytes += added * self.cluster_size;
+                ranges.insert(rec.addr, rec.count, lsn);
+            } else {
+                controls.push((rec.kind, lsn, rec.addr));
+            }
+            lsn_hi = lsn;
+        }
+        let runs = ranges
+            .iter()
+            .filter_map(|p| {
+                let rec = self.rec(p.value)?;
+                let crcs = if rec.kind == Kind::Data {
+                    let skip = (p.addr - rec.addr) as usize;
+                    rec.crcs[skip..skip + p.count as usize].into()
+                } else {
+                    Crcs::new()
+                };
+                let source = self.source(p.value, p.addr, p.count);
+                Some(SealRun { addr: p.addr, count: p.count, lsn: p.value, kind: rec.kind, source, crcs })
+            })
+            .collect();
+        self.frontiers.sealed = lsn_hi;
+        self.unsealed_bytes -= taken_bytes;
+        self.unsealed_since = (lsn_hi < self.frontiers.accepted).then_some(now);
+        self.assert_order();
+        Some(SealPlan { lsn_lo, lsn_hi, runs, controls })
+    }
+}

@@ -1,0 +1,301 @@
+//! All volumes of one storage router: the journal they share, the index, the caches.
+
+use crate::config::Settings;
+use crate::credit::Account;
+use crate::format::keys;
+use crate::format::manifest::{Manifest, ManifestKind, Tail};
+use crate::index::{self, PageBudget};
+use crate::journal::{Journal, JournalSettings};
+use crate::pool::Pool;
+use crate::read_cache::ReadCache;
+use crate::volume::chain::Chain;
+use crate::volume::open::{self, Home};
+use crate::volume::{MemoryBudget, Volume, reclaim};
+use common::{Clock, Disk, Epoch, Error, ErrorKind, Lsn, Result, Table, VolumeId};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+pub use crate::volume::write::check_size;
+
+/// What a new volume is.
+#[derive(Debug, Clone)]
+pub struct CreateVolume {
+    /// Random identity, never used before.
+    pub id: VolumeId,
+    /// The vDisk's name, kept in the Manifest for adoption.
+    pub name: String,
+    /// Bytes; a multiple of the cluster size, 1 cluster to 64 TiB.
+    pub size: u64,
+    /// Bytes of clusters in one SCO: 1 to 128 MiB, a multiple of the cluster size.
+    pub sco_size: u32,
+    /// The epoch of the first owner, at least 1.
+    pub epoch: Epoch,
+}
+
+/// A volume as its newest Manifest describes it, without opening it.
+#[derive(Debug, Clone)]
+pub struct ImageInfo {
+    /// Identity.
+    pub id: VolumeId,
+    /// The vDisk's name.
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of clusters in one SCO.
+    pub sco_size: u32,
+    /// The highest epoch seen.
+    pub epoch: Epoch,
+}
+
+/// Newest Manifests that are read at a time.
+const READS: usize = 16;
+
+#[derive(Default)]
+struct Open {
+    volumes: HashMap<VolumeId, Weak<Volume>>,
+    opening: HashSet<VolumeId>,
+    pools: HashMap<u128, Arc<Account>>,
+}
+
+/// The volume driver of one storage router.
+pub struct Driver {
+    home: Home,
+    open: Mutex<Open>,
+}
+
+impl Driver {
+    /// Scans the journal and starts the shared machinery. Volumes are opened one by one, later.
+    pub async fn start(
+        settings: Settings,
+        disk: Arc<dyn Disk>,
+        table: Arc<dyn Table>,
+        clock: Arc<dyn Clock>,
+        registry: &mut prometheus_client::registry::Registry,
+    ) -> Result<Arc<Driver>> {
+        settings.check().map_err(Error::invalid)?;
+        let mib = |n: u64| n << 20;
+        let journal = JournalSettings::new(mib(settings.segment_mib), mib(settings.journal_mib));
+        let (journal, recovered) = Journal::open(journal, disk, clock.clone(), registry).await?;
+        for damage in &recovered.damage {
+            tracing::error!(%damage, "the write buffer is damaged");
+        }
+        let entries: usize = recovered.volumes.values().map(|v| v.entries).sum();
+        tracing::info!(segments = recovered.segments, volumes = recovered.volumes.len(), entries, "write buffer scanned");
+        // What the segments hold beside entries, and what waits to be freed, takes room too.
+        let device = Account::new(journal.capacity() / 10 * 8);
+        let home = Home {
+            clock,
+            journal,
+            table,
+            memory: MemoryBudget::new(mib(settings.buffer_mib)),
+            cache: Arc::new(ReadCache::new(mib(settings.read_cache_mib))),
+            pages: PageBudget::new(mib(settings.index_cache_mib)),
+            uploads: Arc::new(Semaphore::new(settings.uploads)),
+            device,
+            epochs: recovered.volumes.iter().map(|(id, v)| (*id, v.epoch)).collect(),
+            settings,
+        };
+        Ok(Arc::new(Driver { home, open: Mutex::default() }))
+    }
+
+    /// Puts the first Manifest of a new volume. It is not open afterwards.
+    pub async fn create(&self, pool: &Pool, spec: CreateVolume) -> Result<()> {
+        let cluster = pool.info.cluster_size;
+        check_size(spec.size, cluster)?;
+        check_sco_size(spec.sco_size, cluster)?;
+        let manifest = Manifest {
+            kind: ManifestKind::Fence,
+            volume: spec.id,
+            epoch: spec.epoch,
+            number: 1,
+            writer: spec.id.0,
+            prev_crc: 0,
+            name: spec.name,
+            size: spec.size,
+            cluster_log2: cluster.trailing_zeros() as u8,
+            sco_size: spec.sco_size,
+            created_at: self.home.clock.unix_time().as_secs(),
+            deleted_at: 0,
+            parent: None,
+            tail: Tail { epoch: spec.epoch, first_sco: 1 },
+            tlog_lsn: Lsn(0),
+            history: Vec::new(),
+            head: Vec::new(),
+            pages: Vec::new(),
+            tlogs: Vec::new(),
+        };
+        match Chain::create(&pool.store, manifest).await {
+            // The id is random: what is there was put by an earlier try to create this volume.
+            Err(e) if e.kind == ErrorKind::Conflict => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+
+    /// Opens a volume: fences, recovers, records the cut, serves. `epoch` is the registry's new
+    /// epoch; when the backend or the journal knows a higher one, a higher one is taken, and
+    /// [`Volume::status`] tells which. One open handle per volume: a second open is `Conflict`.
+    pub async fn open(self: &Arc<Self>, pool: &Pool, id: VolumeId, epoch: Epoch) -> Result<Arc<Volume>> {
+        let _opening = self.begin(id)?;
+        let account = {
+            let mut open = self.open.lock();
+            // One sick vPool leaves a quarter of the write buffer to the others.
+            let limit = self.home.device.limit_bytes() / 4 * 3;
+            open.pools.entry(pool.info.id).or_insert_with(|| Account::new(limit)).clone()
+        };
+        let volume = Arc::new(open::open(&self.home, pool, account, id, epoch).await?);
+        self.open.lock().volumes.insert(id, Arc::downgrade(&volume));
+        Ok(volume)
+    }
+
+    fn begin(&self, id: VolumeId) -> Result<Opening<'_>> {
+        let mut open = self.open.lock();
+        let is_open = open.volumes.get(&id).and_then(Weak::upgrade).is_some_and(|v| !v.is_closed());
+        if is_open || !open.opening.insert(id) {
+            return Err(Error::conflict(format!("volume {id} is open, or being opened or deleted")));
+        }
+        Ok(Opening { driver: self, id })
+    }
+
+    /// Deletes a volume that is not open: puts the `deleted` Manifest, drops its journal records
+    /// and index, removes its objects. May be called again after a crash or an error.
+    /// Returns when no object but Manifests is left; [`Driver::purge`] removes those later.
+    pub async fn delete(&self, pool: &Pool, id: VolumeId, epoch: Epoch) -> Result<()> {
+        let _opening = self.begin(id)?;
+        match self.mark_deleted(pool, id, epoch).await {
+            Err(e) if e.kind == ErrorKind::NotFound => {}
+            outcome => outcome?,
+        }
+        self.home.journal.forget(id);
+        index::forget(&*self.home.table, id)?;
+        let objects = reclaim::delete_data(&*pool.store, id).await?;
+        tracing::info!(volume = %id, objects, "volume deleted");
+        Ok(())
+    }
+
+    async fn mark_deleted(&self, pool: &Pool, id: VolumeId, epoch: Epoch) -> Result<()> {
+        loop {
+            let mut chain = Chain::newest(&pool.store, id).await?;
+            if chain.current().kind == ManifestKind::Deleted {
+                return Ok(());
+            }
+            let mut deleted = chain.successor(ManifestKind::Deleted);
+            deleted.epoch = epoch.max(chain.current().epoch.next());
+            deleted.writer = self.home.clock.random_u128();
+            deleted.deleted_at = self.home.clock.unix_time().as_secs();
+            deleted.tlogs.clear();
+            deleted.pages.clear();
+            match chain.put(deleted).await {
+                Err(e) if e.kind == ErrorKind::Conflict => continue,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Removes the Manifests of a deleted volume, once nobody can be left who writes to it. A
+    /// volume that is not deleted is `Conflict`.
+    pub async fn purge(&self, pool: &Pool, id: VolumeId) -> Result<()> {
+        match Chain::newest(&pool.store, id).await {
+            Ok(chain) if chain.current().kind != ManifestKind::Deleted => {
+                return Err(Error::conflict(format!("volume {id} is not deleted")));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
+        }
+        reclaim::delete_data(&*pool.store, id).await?;
+        let manifests = common::object::list_all(&*pool.store, &keys::manifest_prefix(id)).await?;
+        // The oldest first, which is the last of the listing: the newest says "deleted" to the end.
+        for object in manifests.iter().rev() {
+            pool.store.delete(&object.key).await?;
+        }
+        Ok(())
+    }
+
+    /// Every volume of a vPool that is not deleted, from the newest Manifests: for adoption.
+    pub async fn images(&self, pool: &Pool) -> Result<Vec<ImageInfo>> {
+        let mut ids = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = pool.store.list("", after.as_deref(), true, 1000).await?;
+            ids.extend(page.prefixes.iter().filter_map(|p| keys::parse_volume_prefix(p).ok()));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        let images: Vec<Option<ImageInfo>> = futures::stream::iter(ids)
+            .map(|id| async move {
+                match Chain::newest(&pool.store, id).await {
+                    Ok(chain) => Ok(Self::image(chain.current())),
+                    // Remains of a volume whose Manifests are gone.
+                    Err(e) if e.kind == ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(e),
+                }
+            })
+            .buffered(READS)
+            .try_collect()
+            .await?;
+        Ok(images.into_iter().flatten().collect())
+    }
+
+    fn image(manifest: &Manifest) -> Option<ImageInfo> {
+        (manifest.kind != ManifestKind::Deleted).then(|| ImageInfo {
+            id: manifest.volume,
+            name: manifest.name.clone(),
+            size: manifest.size,
+            sco_size: manifest.sco_size,
+            epoch: manifest.epoch,
+        })
+    }
+
+    /// Why the write buffer makes writers wait, or has failed; `None` when all is well.
+    pub fn journal_problem(&self) -> Option<String> {
+        self.home.journal.problem()
+    }
+
+    /// Share of the write buffer that acknowledged and uncommitted data takes, 0.0 to 1.0.
+    pub fn buffer_fill(&self) -> f64 {
+        self.home.device.fill()
+    }
+
+    /// Stops: every open volume flushes and uploads what it can until `deadline` has passed.
+    pub async fn shutdown(&self, deadline: Duration) {
+        let volumes: Vec<Arc<Volume>> = self.open.lock().volumes.values().filter_map(Weak::upgrade).collect();
+        let until = self.home.clock.now() + deadline;
+        let stops = volumes.iter().filter(|v| !v.is_closed()).map(|volume| async move {
+            let left = until.saturating_sub(self.home.clock.now());
+            if let Err(error) = volume.drain(left).await {
+                tracing::warn!(volume = %volume.id(), %error, "stays in the write buffer until the next start");
+            }
+            volume.close().await;
+        });
+        futures::stream::iter(stops).buffer_unordered(64).for_each(|()| async {}).await;
+        self.home.journal.close().await;
+    }
+}
+
+/// A volume that is being opened or deleted; nobody else does either meanwhile.
+struct Opening<'a> {
+    driver: &'a Driver,
+    id: VolumeId,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.driver.open.lock().opening.remove(&self.id);
+    }
+}
+
+/// Whether a volume may have SCOs of this size.
+fn check_sco_size(size: u32, cluster: u32) -> Result<()> {
+    if !(1 << 20..=128 << 20).contains(&size) || size % cluster != 0 {
+        return Err(Error::invalid(format!(
+            "a SCO size of {size} bytes is not possible: 1 MiB to 128 MiB, a multiple of the cluster size ({cluster})"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,561 @@
+//! The committed head map: a derived store, never ahead of what the backend gives back.
+//!
+//! Pages of locations in memory, changed there and written to the local [`Table`] in one batch
+//! with the watermark (a *checkpoint*). What is newer than the watermark is read again from TLogs
+//! and SCOs after a crash; losing the table loses nothing. Beside the map lies, per SCO, how many
+//! of its clusters are live.
+//!
+//! Lookups share a read lock, and read a page that is not there without any lock.
+
+mod page;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use page::Location;
+
+use crate::extent_map::ExtentMap;
+use crate::format::sco::ScoId;
+use bytes::Bytes;
+use common::table::Batch;
+use common::{Epoch, Error, Lsn, Result, Table, VolumeId};
+use page::{PAGE_CLUSTERS, Page};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+/// Memory for pages, shared by all volumes of the router.
+#[derive(Debug)]
+pub(crate) struct PageBudget {
+    limit: i64,
+    used: AtomicI64,
+}
+
+impl PageBudget {
+    pub fn new(bytes: u64) -> Arc<Self> {
+        let limit = (bytes / Page::BYTES).max(64) as i64;
+        Arc::new(Self { limit, used: AtomicI64::new(0) })
+    }
+
+    fn over(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.limit
+    }
+}
+
+/// Dirty pages of one volume after which a checkpoint is due.
+const CHECKPOINT_PAGES: usize = 4096;
+
+/// A change of the map, from a committed log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change<'a> {
+    /// Clusters of a SCO, `crcs.len()` of them.
+    Data { addr: u64, sco: ScoId, slot: u32, crcs: &'a [u32] },
+    /// Allocated zeroes.
+    Zero { addr: u64, count: u64 },
+    /// A hole.
+    Discard { addr: u64, count: u64 },
+}
+
+/// A SCO that the map may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ScoUse {
+    /// Bytes of the object.
+    pub len: u64,
+    /// Clusters that the head maps to it.
+    pub live: u32,
+}
+
+/// Why an address has no location.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mapped {
+    /// Never written, or discarded.
+    Hole,
+    /// Allocated zeroes.
+    Zero,
+    /// In this slot of this SCO.
+    At(Location),
+}
+
+struct Slot {
+    page: Box<Page>,
+    dirty: bool,
+    used: AtomicBool,
+}
+
+#[derive(Default)]
+struct Pages {
+    map: HashMap<u64, Slot>,
+    /// Order of eviction; each page in `map` once.
+    ring: VecDeque<u64>,
+    dirty: BTreeSet<u64>,
+    /// Whole pages that are zero. What is here is neither in `map` nor in the table.
+    zeroes: ExtentMap<()>,
+    zeroes_dirty: bool,
+    /// Raised whenever a page leaves memory: a page that was read meanwhile may be old.
+    evictions: u64,
+}
+
+#[derive(Default)]
+struct Scos {
+    uses: BTreeMap<ScoId, ScoUse>,
+    dirty: BTreeSet<ScoId>,
+    stored: u64,
+    live: u64,
+}
+
+/// The committed head map of one volume.
+pub(crate) struct Index {
+    volume: VolumeId,
+    table: Arc<dyn Table>,
+    budget: Arc<PageBudget>,
+    pages: RwLock<Pages>,
+    scos: Mutex<Scos>,
+    /// The LSN of the last checkpoint: what the table has is at least this new.
+    watermark: AtomicU64,
+}
+
+const PAGE: u8 = b'p';
+const SCO: u8 = b's';
+const ZEROES: u8 = b'z';
+const WATERMARK: u8 = b'w';
+const TABLE_VERSION: u8 = 1;
+
+fn key(volume: VolumeId, kind: u8, rest: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(17 + rest.len());
+    key.extend_from_slice(&volume.0.to_be_bytes());
+    key.push(kind);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// Forgets what the table knows of a volume.
+pub(crate) fn forget(table: &dyn Table, volume: VolumeId) -> Result<()> {
+    table.delete_prefix(&volume.0.to_be_bytes())
+}
+
+fn sco_row(id: ScoId) -> [u8; 16] {
+    let mut row = [0; 16];
+    row[..8].copy_from_slice(&id.epoch.0.to_be_bytes());
+    row[8..].copy_from_slice(&id.number.to_be_bytes());
+    row
+}
+
+fn damaged(volume: VolumeId) -> Error {
+    Error::corrupt(format!("the local index of volume {volume} does not decode"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+impl Index {
+    /// The map as the table has it, and its watermark; an index that is lost, damaged or ahead of
+    /// `committed` starts empty at LSN 0.
+    pub fn open(
+        volume: VolumeId,
+        table: Arc<dyn Table>,
+        budget: Arc<PageBudget>,
+        committed: Lsn,
+    ) -> Result<(Index, Lsn)> {
+        let index = Index {
+            volume,
+            table,
+            budget,
+            pages: RwLock::new(Pages::default()),
+            scos: Mutex::new(Scos::default()),
+            watermark: AtomicU64::new(0),
+        };
+        match index.load() {
+            Ok(Some(watermark)) if watermark <= committed => {
+                index.watermark.store(watermark.0, Ordering::Relaxed);
+                return Ok((index, watermark));
+            }
+            Ok(None) => return Ok((index, Lsn(0))),
+            Ok(Some(watermark)) => {
+                tracing::warn!(%volume, %watermark, %committed, "the local index is ahead of the backend: rebuilding it");
+            }
+            Err(error) => tracing::warn!(%volume, %error, "the local index is damaged: rebuilding it"),
+        }
+        forget(&*index.table, volume)?;
+        *index.pages.write() = Pages::default();
+        *index.scos.lock() = Scos::default();
+        Ok((index, Lsn(0)))
+    }
+
+    fn load(&self) -> Result<Option<Lsn>> {
+        let Some(mark) = self.table.get(&key(self.volume, WATERMARK, &[]))? else { return Ok(None) };
+        if mark.first() != Some(&TABLE_VERSION) {
+            return Err(damaged(self.volume));
+        }
+        let watermark = Lsn(u64_at(&mark, 1).ok_or_else(|| damaged(self.volume))?);
+        if let Some(zeroes) = self.table.get(&key(self.volume, ZEROES, &[]))? {
+            let mut pages = self.pages.write();
+            for pair in zeroes.chunks(16) {
+                let (Some(page), Some(count)) = (u64_at(pair, 0), u64_at(pair, 8)) else {
+                    return Err(damaged(self.volume));
+                };
+                pages.zeroes.insert(page, count, ());
+            }
+        }
+        let prefix = key(self.volume, SCO, &[]);
+        let mut from = prefix.clone();
+        let mut scos = self.scos.lock();
+        loop {
+            let rows = self.table.scan(&prefix, &from, 1024)?;
+            let Some((last, _)) = rows.last() else { break };
+            from = [last.as_slice(), &[0]].concat();
+            for (row, value) in &rows {
+                let id = row.get(17..33).ok_or_else(|| damaged(self.volume))?;
+                let number = |at: usize| id[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
+                let id = ScoId { epoch: Epoch(number(0)), number: number(8) };
+                let (Some(len), Some(live)) = (u64_at(value, 0), u64_at(value, 8)) else {
+                    return Err(damaged(self.volume));
+                };
+                scos.uses.insert(id, ScoUse { len, live: live as u32 });
+                scos.stored += len;
+                scos.live += live;
+            }
+        }
+        Ok(Some(watermark))
+    }
+
+    /// Where each of `count` clusters from `addr` on lies.
+    pub fn lookup(&self, addr: u64, count: u64, out: &mut Vec<Mapped>) -> Result<()> {
+        let mut next = addr;
+        let end = addr + count;
+        while next < end {
+            let (number, first) = (next / PAGE_CLUSTERS, next % PAGE_CLUSTERS);
+            let n = (PAGE_CLUSTERS - first).min(end - next);
+            self.with_page(number, |page| match page {
+                Some(page) => out.extend((first..first + n).map(|i| page.get(i))),
+                None => {}
+            })
+            .map(|absent| {
+                if let Some(mapped) = absent {
+                    out.extend((0..n).map(|_| mapped));
+                }
+            })?;
+            next += n;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with the page, loading it if need be; tells what the whole page reads as when
+    /// there is none.
+    fn with_page(&self, number: u64, f: impl FnOnce(Option<&Page>)) -> Result<Option<Mapped>> {
+        loop {
+            let evictions = {
+                let pages = self.pages.read();
+                if let Some(slot) = pages.map.get(&number) {
+                    slot.used.store(true, Ordering::Relaxed);
+                    f(Some(&slot.page));
+                    return Ok(None);
+                }
+                if pages.zeroes.overlapping(number, 1).next().is_some() {
+                    return Ok(Some(Mapped::Zero));
+                }
+                pages.evictions
+            };
+            let Some(bytes) = self.table.get(&key(self.volume, PAGE, &number.to_be_bytes()))? else {
+                let pages = self.pages.read();
+                // Made meanwhile, perhaps.
+                if pages.map.contains_key(&number) || pages.evictions != evictions {
+                    continue;
+                }
+                return Ok(Some(Mapped::Hole));
+            };
+            let page = Page::decode(&bytes).ok_or_else(|| damaged(self.volume))?;
+            let mut pages = self.pages.write();
+            if !pages.map.contains_key(&number) {
+                if pages.evictions != evictions {
+                    continue;
+                }
+                self.insert(&mut pages, number, page);
+            }
+        }
+    }
+
+    fn insert(&self, pages: &mut Pages, number: u64, page: Box<Page>) {
+        pages.map.insert(number, Slot { page, dirty: false, used: AtomicBool::new(true) });
+        pages.ring.push_back(number);
+        self.budget.used.fetch_add(1, Ordering::Relaxed);
+        // A bounded look for a page to give back: second chance, never a dirty one.
+        for _ in 0..8 {
+            if !self.budget.over() {
+                return;
+            }
+            let Some(candidate) = pages.ring.pop_front() else { return };
+            let Some(slot) = pages.map.get_mut(&candidate) else { continue };
+            if std::mem::take(slot.used.get_mut()) || slot.dirty || candidate == number {
+                pages.ring.push_back(candidate);
+            } else {
+                pages.map.remove(&candidate);
+                pages.evictions += 1;
+                self.budget.used.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Names a SCO: from now on its live clusters are counted.
+    pub fn add_sco(&self, id: ScoId, len: u64) {
+        let mut scos = self.scos.lock();
+        let used = scos.uses.entry(id).or_insert(ScoUse { len: 0, live: 0 });
+        if used.len == 0 {
+            used.len = len;
+            scos.dirty.insert(id);
+            scos.stored += len;
+        }
+    }
+
+    /// Forgets a SCO that was deleted.
+    pub fn drop_sco(&self, id: ScoId) {
+        let mut scos = self.scos.lock();
+        if let Some(used) = scos.uses.remove(&id) {
+            scos.dirty.insert(id);
+            scos.stored -= used.len;
+        }
+    }
+
+    /// SCOs of which the head maps no cluster.
+    pub fn dead_scos(&self) -> Vec<(ScoId, u64)> {
+        self.scos.lock().uses.iter().filter(|(_, u)| u.live == 0).map(|(id, u)| (*id, u.len)).collect()
+    }
+
+    /// Bytes of the known SCOs, and clusters that the head maps to them.
+    pub fn totals(&self) -> (u64, u64) {
+        let scos = self.scos.lock();
+        (scos.stored, scos.live)
+    }
+
+    /// Live clusters of a SCO.
+    pub fn live(&self, id: ScoId) -> u32 {
+        self.scos.lock().uses.get(&id).map_or(0, |u| u.live)
+    }
+
+    /// Applies committed changes, in LSN order. Short slices under the lock: readers get in between.
+    pub fn apply(&self, changes: &[Change<'_>]) -> Result<()> {
+        for slice in changes.chunks(256) {
+            for change in slice {
+                match *change {
+                    Change::Data { addr, sco, slot, crcs } => self.apply_data(addr, sco, slot, crcs)?,
+                    Change::Zero { addr, count } => self.apply_range(addr, count, true)?,
+                    Change::Discard { addr, count } => self.apply_range(addr, count, false)?,
+                }
+            }
+            self.relieve()?;
+        }
+        Ok(())
+    }
+
+    /// Bounds the dirty pages inside a long change. Pages may be newer than the watermark beside
+    /// them, since the same changes come again; but they and the counts must be of one moment.
+    fn relieve(&self) -> Result<()> {
+        if self.pages.read().dirty.len() < 2 * CHECKPOINT_PAGES {
+            return Ok(());
+        }
+        self.checkpoint(Lsn(self.watermark.load(Ordering::Relaxed)))
+    }
+
+    fn apply_data(&self, addr: u64, sco: ScoId, slot: u32, crcs: &[u32]) -> Result<()> {
+        let (mut next, mut at) = (addr, 0);
+        while at < crcs.len() {
+            let (number, first) = (next / PAGE_CLUSTERS, next % PAGE_CLUSTERS);
+            let n = ((PAGE_CLUSTERS - first) as usize).min(crcs.len() - at);
+            self.change_page(number, |page, count| {
+                for (i, &crc) in crcs[at..at + n].iter().enumerate() {
+                    let location = Location::new(sco, slot + (at + i) as u32, crc)?;
+                    count(page.set(first + i as u64, Mapped::At(location)), Some(sco));
+                }
+                Ok(())
+            })?;
+            next += n as u64;
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn apply_range(&self, addr: u64, count: u64, zero: bool) -> Result<()> {
+        let end = addr + count;
+        let whole = addr.div_ceil(PAGE_CLUSTERS)..end / PAGE_CLUSTERS;
+        let mapped = if zero { Mapped::Zero } else { Mapped::Hole };
+        let mut edge = |from: u64, to: u64| -> Result<()> {
+            let mut next = from;
+            while next < to {
+                let (number, first) = (next / PAGE_CLUSTERS, next % PAGE_CLUSTERS);
+                let n = (PAGE_CLUSTERS - first).min(to - next);
+                self.change_page(number, |page, count| {
+                    for i in first..first + n {
+                        count(page.set(i, mapped), None);
+                    }
+                    Ok(())
+                })?;
+                next += n;
+            }
+            Ok(())
+        };
+        if whole.is_empty() {
+            return edge(addr, end);
+        }
+        edge(addr, whole.start * PAGE_CLUSTERS)?;
+        edge(whole.end * PAGE_CLUSTERS, end)?;
+        self.apply_whole_pages(whole.start, whole.end, zero)
+    }
+
+    /// Costs the pages that exist, not the length of the range.
+    fn apply_whole_pages(&self, from: u64, to: u64, zero: bool) -> Result<()> {
+        let prefix = key(self.volume, PAGE, &[]);
+        let mut present: BTreeSet<u64> =
+            self.pages.read().map.keys().copied().filter(|p| (from..to).contains(p)).collect();
+        let mut at = from;
+        'table: loop {
+            let rows = self.table.scan(&prefix, &key(self.volume, PAGE, &at.to_be_bytes()), 1024)?;
+            if rows.is_empty() {
+                break;
+            }
+            for (row, _) in rows {
+                let number = row[17..].try_into().map(u64::from_be_bytes).map_err(|_| damaged(self.volume))?;
+                if number >= to {
+                    break 'table;
+                }
+                present.insert(number);
+                at = number + 1;
+            }
+        }
+        for &number in &present {
+            self.change_page(number, |page, count| {
+                for i in 0..PAGE_CLUSTERS {
+                    count(page.set(i, if zero { Mapped::Zero } else { Mapped::Hole }), None);
+                }
+                Ok(())
+            })?;
+            self.relieve()?;
+        }
+        let mut pages = self.pages.write();
+        if zero {
+            pages.zeroes.insert(from, to - from, ());
+            for number in present {
+                pages.zeroes.clear(number, 1);
+            }
+            pages.zeroes_dirty = true;
+        } else if pages.zeroes.overlapping(from, to - from).next().is_some() {
+            pages.zeroes.clear(from, to - from);
+            pages.zeroes_dirty = true;
+        }
+        Ok(())
+    }
+
+    /// Changes one page; `f` reports each replaced mapping and the SCO that gained a cluster.
+    fn change_page(
+        &self,
+        number: u64,
+        f: impl FnOnce(&mut Page, &mut dyn FnMut(Mapped, Option<ScoId>)) -> Result<()>,
+    ) -> Result<()> {
+        let absent = self.with_page(number, |_| {})?;
+        let mut pages = self.pages.write();
+        if !pages.map.contains_key(&number) {
+            // Only this task changes pages, so what was absent is absent; what was evicted since is read again.
+            let page = match absent {
+                Some(mapped) => Page::filled(mapped),
+                None => match self.table.get(&key(self.volume, PAGE, &number.to_be_bytes()))? {
+                    Some(bytes) => Page::decode(&bytes).ok_or_else(|| damaged(self.volume))?,
+                    None => Page::filled(Mapped::Hole),
+                },
+            };
+            if absent == Some(Mapped::Zero) {
+                pages.zeroes.clear(number, 1);
+                pages.zeroes_dirty = true;
+            }
+            self.insert(&mut pages, number, page);
+        }
+        let pages = &mut *pages;
+        let Some(slot) = pages.map.get_mut(&number) else { return Err(damaged(self.volume)) };
+        let mut scos = self.scos.lock();
+        let mut count = |old: Mapped, new: Option<ScoId>| {
+            if let Mapped::At(old) = old {
+                scos.count(old.sco(), -1);
+            }
+            if let Some(new) = new {
+                scos.count(new, 1);
+            }
+        };
+        f(&mut slot.page, &mut count)?;
+        slot.dirty = true;
+        pages.dirty.insert(number);
+        Ok(())
+    }
+
+    /// Whether so much has changed that a checkpoint is due.
+    pub fn checkpoint_due(&self) -> bool {
+        let pages = self.pages.read();
+        pages.dirty.len() >= CHECKPOINT_PAGES || (pages.dirty.len() > 64 && self.budget.over())
+    }
+
+    /// Writes everything that changed, with the watermark, in one batch.
+    pub fn checkpoint(&self, watermark: Lsn) -> Result<()> {
+        let mut batch = Batch::default();
+        let written: Vec<u64> = {
+            let pages = self.pages.read();
+            for number in &pages.dirty {
+                if let Some(slot) = pages.map.get(number) {
+                    let name = key(self.volume, PAGE, &number.to_be_bytes());
+                    if slot.page.is_hole() {
+                        batch.delete(name);
+                    } else {
+                        batch.put(name, slot.page.encode());
+                    }
+                }
+            }
+            if pages.zeroes_dirty {
+                let ranges = pages.zeroes.iter().flat_map(|p| [p.addr.to_le_bytes(), p.count.to_le_bytes()]);
+                batch.put(key(self.volume, ZEROES, &[]), Bytes::from(ranges.flatten().collect::<Vec<u8>>()));
+            }
+            pages.dirty.iter().copied().collect()
+        };
+        let changed = std::mem::take(&mut self.scos.lock().dirty);
+        {
+            let scos = self.scos.lock();
+            for id in &changed {
+                let name = key(self.volume, SCO, &sco_row(*id));
+                match scos.uses.get(id) {
+                    Some(u) => {
+                        let row = [u.len.to_le_bytes(), u64::from(u.live).to_le_bytes()].concat();
+                        batch.put(name, row);
+                    }
+                    None => batch.delete(name),
+                }
+            }
+        }
+        let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes()].concat();
+        batch.put(key(self.volume, WATERMARK, &[]), mark);
+        if let Err(error) = self.table.write(batch) {
+            self.scos.lock().dirty.extend(changed);
+            return Err(error);
+        }
+        let mut pages = self.pages.write();
+        let pages = &mut *pages;
+        for number in written {
+            pages.dirty.remove(&number);
+            if let Some(slot) = pages.map.get_mut(&number) {
+                slot.dirty = false;
+            }
+        }
+        pages.zeroes_dirty = false;
+        self.watermark.store(watermark.0, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.pages.get_mut().map.len() as i64, Ordering::Relaxed);
+    }
+}
+
+impl Scos {
+    fn count(&mut self, id: ScoId, by: i32) {
+        let used = self.uses.entry(id).or_insert(ScoUse { len: 0, live: 0 });
+        used.live = used.live.saturating_add_signed(by);
+        self.live = self.live.saturating_add_signed(i64::from(by));
+        self.dirty.insert(id);
+    }
+}

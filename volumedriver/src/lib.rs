@@ -1,0 +1,36 @@
+//! The volume driver: turns block writes into a log, the log into immutable SCOs on an object
+//! store, and both back into a block device after any crash.
+//!
+//! | room | what |
+//! |---|---|
+//! | [`driver`] | all volumes of a router and what they share |
+//! | [`pool`] | a vPool on its object store |
+//! | [`volume`] | an open volume: write, read, seal, upload, commit, open |
+//! | `core` | the sans-I/O state that decides order: LSNs, frontiers, overlay |
+//! | [`journal`] | the write buffer: one journal per device, shared by all volumes |
+//! | `index` | the committed head map, a derived store |
+//! | [`mod@format`] | what lies on the backend: SCO, TLog, Manifest, lists |
+//! | [`log`] | the words of the log that all of them share |
+//! | `credit` | back-pressure: dirty bytes are credits |
+//!
+//! Does not own: who may open a volume (objectrouter), how objects are stored (alba-proxy), how
+//! clients arrive (edge). It sees `ObjectStore`, `Disk`, `Table` and `Clock`.
+
+mod core;
+mod credit;
+mod extent_map;
+mod index;
+mod read_cache;
+
+pub mod config;
+pub mod driver;
+pub mod format;
+pub mod journal;
+pub mod log;
+pub mod pool;
+pub mod volume;
+
+pub use config::Settings;
+pub use driver::{CreateVolume, Driver, ImageInfo};
+pub use pool::{Pool, PoolInfo};
+pub use volume::{Frontiers, Volume, VolumeState, VolumeStatus};

@@ -1,0 +1,83 @@
+//! The words of the log: what one entry is, wherever it lies (memory, journal, DTL, SCO).
+
+use bytes::Bytes;
+use common::crc::crc32c_parts;
+use common::{Epoch, Lsn, VolumeId};
+use smallvec::SmallVec;
+
+/// Logical cluster number: byte offset divided by the vPool's cluster size.
+pub type ClusterAddress = u64;
+
+/// CRC32C of each cluster of an entry, in order of address (see [`cluster_crc`]).
+pub type Crcs = SmallVec<[u32; 2]>;
+
+/// What an entry does. The numbers are those of every format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Clusters with content.
+    Data = 1,
+    /// A range that reads as zeroes and stays allocated.
+    Zero = 2,
+    /// A range that reads as zeroes and is a hole.
+    Discard = 3,
+    /// A snapshot marker (from format version 1 on; nothing writes it yet).
+    Snapshot = 4,
+    /// A new size of the volume, in bytes, in the place of the address.
+    Resize = 5,
+    /// The head moves back to an earlier LSN (reserved; nothing writes it yet).
+    Rollback = 6,
+}
+
+impl Kind {
+    /// The kind with number `n`.
+    pub fn from_u8(n: u8) -> Option<Kind> {
+        Some(match n {
+            1 => Kind::Data,
+            2 => Kind::Zero,
+            3 => Kind::Discard,
+            4 => Kind::Snapshot,
+            5 => Kind::Resize,
+            6 => Kind::Rollback,
+            _ => return None,
+        })
+    }
+
+    /// Whether `addr` and `count` name a range of clusters.
+    pub fn is_range(self) -> bool {
+        matches!(self, Kind::Data | Kind::Zero | Kind::Discard)
+    }
+}
+
+/// One entry of a volume's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Whose log.
+    pub volume: VolumeId,
+    /// The epoch that accepted it; a copy keeps it.
+    pub epoch: Epoch,
+    /// Its position; dense within the volume.
+    pub lsn: Lsn,
+    /// What it does.
+    pub kind: Kind,
+    /// First cluster ([`Kind::is_range`]), or the new size in bytes ([`Kind::Resize`]).
+    pub addr: u64,
+    /// Number of clusters; 0 when the kind has no range.
+    pub count: u64,
+    /// The content: `count` clusters for [`Kind::Data`], else empty.
+    pub data: Bytes,
+    /// One per cluster for [`Kind::Data`], else empty.
+    pub crcs: Crcs,
+}
+
+/// The checksum of a cluster: over (writing volume, address, content), so that a misdirected
+/// cluster is caught as surely as a flipped bit. The LSN is covered by the checksums of the
+/// structures that name the cluster.
+pub fn cluster_crc(volume: VolumeId, addr: ClusterAddress, data: &[u8]) -> u32 {
+    crc32c_parts(&[&volume.0.to_le_bytes(), &addr.to_le_bytes(), data])
+}
+
+/// The checksums of consecutive clusters from `addr` on.
+pub fn cluster_crcs(volume: VolumeId, addr: ClusterAddress, data: &[u8], cluster_size: usize) -> Crcs {
+    data.chunks(cluster_size).zip(addr..).map(|(cluster, addr)| cluster_crc(volume, addr, cluster)).collect()
+}

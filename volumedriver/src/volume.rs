@@ -1,0 +1,323 @@
+//! An open volume: the block device, and what is told about it.
+//!
+//! | room | what |
+//! |---|---|
+//! | `write` | requests that change the log: alignment, credit, claims, the journal, flush |
+//! | `read` | resolve, plan by source, fetch, verify |
+//! | `pump` | the volume's one background task: seal, upload, commit, TLogs, Manifests |
+//! | `open` | fence, recover, cut, serve |
+//! | `reclaim` | deleting what nothing names |
+//! | `chain` | the Manifests |
+//! | `tlogs` | the TLogs that the Manifest names |
+//! | `persist` | puts and gets that do not give up |
+//!
+//! Does not own: the order of the log (`core`), the committed map (`index`), the journal.
+
+pub(crate) mod chain;
+pub(crate) mod open;
+pub(crate) mod persist;
+mod pump;
+mod read;
+pub(crate) mod reclaim;
+pub(crate) mod tlogs;
+pub(crate) mod write;
+
+use crate::config::Settings;
+use crate::core::Core;
+use crate::credit::Credits;
+use crate::index::Index;
+use crate::journal::{Journal, JournalLoc, Retired, Sink};
+use crate::read_cache::ReadCache;
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{BlockDevice, Clock, Epoch, Error, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId};
+use parking_lot::Mutex;
+use persist::Trouble;
+use pump::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// The integers that are the whole durability state of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Frontiers {
+    /// Last LSN that was acknowledged or may be: handed to the kernel.
+    pub accepted: Lsn,
+    /// Last LSN that survives a power cut of this machine.
+    pub synced: Lsn,
+    /// Last LSN in a SCO, uploaded or not.
+    pub sealed: Lsn,
+    /// Last LSN that the backend alone gives back.
+    pub committed: Lsn,
+    /// Last LSN covered by a TLog that a Manifest names.
+    pub trimmed: Lsn,
+}
+
+/// Whether a volume serves, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeState {
+    /// All is well.
+    Serving,
+    /// Serves, but the backend does not take what is sealed: the reason.
+    Degraded(String),
+    /// Stopped for good in this process (fenced, corrupt): the reason.
+    Stopped(String),
+}
+
+/// What `show` says about an open volume.
+#[derive(Debug, Clone)]
+pub struct VolumeStatus {
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of the volume's SCOs and TLogs on the backend.
+    pub stored_bytes: u64,
+    /// Bytes of clusters that the committed head maps.
+    pub live_bytes: u64,
+    /// Bytes acknowledged and not committed.
+    pub dirty_bytes: u64,
+    /// The epoch that serves.
+    pub epoch: Epoch,
+    /// The durability state.
+    pub frontiers: Frontiers,
+    /// Whether it serves.
+    pub state: VolumeState,
+}
+
+/// Memory for data that is not on the backend yet, shared by all volumes of the router.
+#[derive(Debug)]
+pub(crate) struct MemoryBudget {
+    limit: i64,
+    used: AtomicI64,
+}
+
+impl MemoryBudget {
+    pub fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { limit: bytes as i64, used: AtomicI64::new(0) })
+    }
+
+    fn add(&self, bytes: u64) {
+        self.used.fetch_add(bytes as i64, Ordering::Relaxed);
+    }
+
+    fn sub(&self, bytes: u64) {
+        self.used.fetch_sub(bytes as i64, Ordering::Relaxed);
+    }
+
+    fn excess(&self) -> u64 {
+        (self.used.load(Ordering::Relaxed) - self.limit).max(0) as u64
+    }
+}
+
+/// What the rooms of a volume share.
+pub(crate) struct Shared {
+    pub id: VolumeId,
+    pub epoch: Epoch,
+    /// Bytes in a cluster.
+    pub cluster: u32,
+    /// Bytes of clusters in a SCO.
+    pub sco_size: u32,
+    pub store: Arc<dyn ObjectStore>,
+    pub clock: Arc<dyn Clock>,
+    pub journal: Arc<Journal>,
+    pub settings: Settings,
+    pub core: Mutex<Core>,
+    pub index: Index,
+    pub credits: Credits,
+    pub memory: Arc<MemoryBudget>,
+    pub cache: Arc<ReadCache>,
+    pub trouble: Trouble,
+    /// Bytes of the TLogs that the newest Manifest names.
+    pub tlog_bytes: AtomicU64,
+    /// There may be something to seal.
+    pub wake: Notify,
+    /// A claimed cluster was given free, or the volume stopped.
+    pub claims_free: Notify,
+}
+
+impl Shared {
+    /// Stops the volume for good: everybody who waits, and everybody who comes, learns why.
+    pub fn stop(&self, error: Error) {
+        {
+            let mut core = self.core.lock();
+            if core.stopped().is_none() {
+                tracing::error!(volume = %self.id, epoch = %self.epoch, %error, "the volume stops");
+            }
+            core.stop(error);
+        }
+        self.credits.volume.close();
+        self.claims_free.notify_waiters();
+        self.wake.notify_one();
+    }
+
+    pub fn sco_clusters(&self) -> u64 {
+        u64::from(self.sco_size / self.cluster)
+    }
+}
+
+impl Sink for Shared {
+    fn retired(&self, entries: &mut dyn Iterator<Item = Retired>) {
+        let now = self.clock.now();
+        let mut core = self.core.lock();
+        let (before, since) = core.unsealed();
+        let mut held = 0;
+        for entry in entries {
+            held += core.retire(entry.lsn, entry.loc, entry.mark, now);
+        }
+        self.memory.add(held);
+        let excess = self.memory.excess();
+        if excess > 0 {
+            self.memory.sub(core.evict(excess));
+        }
+        let (bytes, _) = core.unsealed();
+        let full = u64::from(self.sco_size);
+        let claims = core.take_unclaimed();
+        drop(core);
+        if since.is_none() || (before < full && bytes >= full) {
+            self.wake.notify_one();
+        }
+        if claims {
+            self.claims_free.notify_waiters();
+        }
+    }
+
+    fn relocated(&self, _epoch: Epoch, lsn: Lsn, loc: JournalLoc) {
+        self.core.lock().relocate(lsn, loc);
+    }
+
+    fn failed(&self, error: &Error) {
+        self.stop(error.clone().context("the write buffer failed"));
+    }
+}
+
+/// An open volume.
+pub struct Volume {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    pump: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+impl Volume {
+    /// Identity.
+    pub fn id(&self) -> VolumeId {
+        self.shared.id
+    }
+
+    /// What `show` says.
+    pub fn status(&self) -> VolumeStatus {
+        let shared = &self.shared;
+        let (scos, live) = shared.index.totals();
+        let core = shared.core.lock();
+        let state = match (core.stopped(), shared.trouble.get()) {
+            (Some(error), _) => VolumeState::Stopped(error.to_string()),
+            (None, Some(reason)) => VolumeState::Degraded(reason),
+            (None, None) => VolumeState::Serving,
+        };
+        VolumeStatus {
+            size: core.size(),
+            stored_bytes: scos + shared.tlog_bytes.load(Ordering::Relaxed),
+            live_bytes: live * u64::from(shared.cluster),
+            dirty_bytes: core.dirty_bytes(),
+            epoch: shared.epoch,
+            frontiers: core.frontiers(),
+            state,
+        }
+    }
+
+    /// Grows the volume, online; durable when it returns. Shrinking is `Unsupported`.
+    pub async fn resize(&self, size: u64) -> Result<()> {
+        self.shared.resize(size).await
+    }
+
+    /// Seals and uploads everything accepted before the call; `Unavailable` when `deadline` passes
+    /// first.
+    pub async fn drain(&self, deadline: Duration) -> Result<()> {
+        let (done, drained) = oneshot::channel();
+        let target = self.shared.core.lock().accepted().0;
+        let drain = async {
+            let closing = || Error::unavailable("the volume is closing");
+            self.commands.send(Command::Drain { target, done }).await.map_err(|_| closing())?;
+            drained.await.map_err(|_| closing())?
+        };
+        match tokio::time::timeout(deadline, drain).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let reason = self.shared.trouble.get().unwrap_or_else(|| "it takes longer".into());
+                Err(Error::unavailable(format!("not everything is on the backend after {deadline:?}: {reason}")))
+            }
+        }
+    }
+
+    /// Whether [`Volume::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.pump.lock().is_none()
+    }
+
+    /// Stops the volume; requests fail from now on. What is not on the backend stays in the
+    /// journal.
+    pub async fn close(&self) {
+        let pump = self.pump.lock().take();
+        let Some(pump) = pump else { return };
+        {
+            let mut core = self.shared.core.lock();
+            core.stop(Error::unavailable("the volume is closed"));
+        }
+        self.shared.credits.volume.close();
+        self.shared.claims_free.notify_waiters();
+        // A pump that is gone already has closed by itself.
+        let _ = self.commands.send(Command::Close).await;
+        if let Err(error) = pump.await {
+            tracing::error!(volume = %self.shared.id, %error, "the volume's background task did not end well");
+        }
+        let mut core = self.shared.core.lock();
+        self.shared.memory.sub(core.forget_entries());
+        drop(core);
+        self.shared.journal.detach(self.shared.id);
+    }
+}
+
+#[async_trait]
+impl BlockDevice for Volume {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            size: self.shared.core.lock().size(),
+            min_block: 512,
+            preferred_block: self.shared.cluster,
+            max_payload: 32 << 20,
+            read_only: false,
+        }
+    }
+
+    async fn read(&self, offset: u64, len: u32) -> Result<Bytes> {
+        self.shared.read(offset, len).await
+    }
+
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<()> {
+        self.shared.write(offset, data).await?;
+        if fua { self.shared.flush().await } else { Ok(()) }
+    }
+
+    async fn write_zeroes(&self, offset: u64, len: u64, hole: bool, fua: bool) -> Result<()> {
+        self.shared.write_range(offset, len, hole).await?;
+        if fua { self.shared.flush().await } else { Ok(()) }
+    }
+
+    async fn discard(&self, offset: u64, len: u64, fua: bool) -> Result<()> {
+        self.shared.write_range(offset, len, true).await?;
+        if fua { self.shared.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.shared.flush().await
+    }
+
+    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        self.shared.extents(offset, len)
+    }
+
+    async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
+        // The most that one request brings nearer: what a read of it would.
+        let len = len.min(1 << 20) as u32;
+        self.shared.read(offset, len).await.map(drop)
+    }
+}

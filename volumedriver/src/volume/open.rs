@@ -1,0 +1,377 @@
+//! Opening a volume: fence, scan, recover, record the cut, serve. The same after a clean stop, a
+//! crash, and the loss of the data directory; every open is a takeover with a new epoch.
+//!
+//! 1. *Fence*: put the next Manifest with the new epoch. From here on an older owner can't commit.
+//! 2. *Scan* the tail: the SCOs that no TLog covers, upward until the first gap.
+//! 3. *Recover* the journal's entries behind them: the contiguous run that the history allows.
+//! 4. *Cut*: put a Manifest that covers the scanned SCOs with a TLog and records where every older
+//!    epoch ended. What arrives late under an older epoch does not count.
+//! 5. *Serve*. The recovered entries are sealed again, under the new epoch.
+
+use super::chain::Chain;
+use super::pump::Pump;
+use super::tlogs::{self, TLogSet, TailSco};
+use super::{MemoryBudget, Shared, Volume, reclaim};
+use crate::config::Settings;
+use crate::core::Core;
+use crate::credit::{Account, Credits};
+use crate::format::envelope::{BLOCK, ObjectKind};
+use crate::format::manifest::{HistoryEntry, Manifest, ManifestKind, Tail};
+use crate::format::sco::{self, ScoHeader, ScoId};
+use crate::format::keys;
+use crate::index::{Index, PageBudget};
+use crate::journal::{Damage, Journal, RecoveredEntry, RecoveredVolume};
+use crate::log::Kind;
+use crate::pool::Pool;
+use crate::read_cache::ReadCache;
+use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId};
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+/// Tail SCOs that are read at a time.
+const SCANS: usize = 8;
+
+/// Bytes at the end of a SCO that usually hold its whole index.
+const INDEX_GUESS: u64 = 128 << 10;
+
+/// Foreign Manifests that may come between before opening gives up.
+const FENCE_TRIES: usize = 16;
+
+/// What all volumes of a router share, as one of them needs it.
+pub(crate) struct Home {
+    pub clock: Arc<dyn Clock>,
+    pub journal: Arc<Journal>,
+    pub table: Arc<dyn Table>,
+    pub settings: Settings,
+    pub memory: Arc<MemoryBudget>,
+    pub cache: Arc<ReadCache>,
+    pub pages: Arc<PageBudget>,
+    pub uploads: Arc<Semaphore>,
+    pub device: Arc<Account>,
+    /// The highest epoch that the journal has of each volume that it found at the start.
+    pub epochs: HashMap<VolumeId, Epoch>,
+}
+
+/// Opens the volume with an epoch of at least `epoch`.
+pub(crate) async fn open(
+    home: &Home,
+    pool: &Pool,
+    account: Arc<Account>,
+    id: VolumeId,
+    epoch: Epoch,
+) -> Result<Volume> {
+    let store = pool.store.clone();
+    let started = home.clock.now();
+    let mut chain = fence(home, &store, id, epoch).await?;
+    let fenced = chain.current().clone();
+    let epoch = fenced.epoch;
+    if 1u32.checked_shl(u32::from(fenced.cluster_log2)) != Some(pool.info.cluster_size) {
+        return Err(Error::corrupt(format!("volume {id}: its cluster size is not that of the vPool")));
+    }
+
+    let tail = scan(&store, &fenced).await?;
+    let covered = tail.last().map_or(fenced.tlog_lsn, |s| s.lsn_hi);
+    let mut set = TLogSet::load(&*store, &fenced).await?;
+    let mut next_object = 0;
+    if let Some(tlog) = tlogs::merge(&tail) {
+        next_object += 1;
+        let name = ScoId { epoch, number: next_object };
+        let (object, named) = tlogs::encode(id, name, fenced.writer, &tlog)?;
+        super::persist::put_own(&*store, &object.key, &object.bytes).await?;
+        set.push(named);
+    }
+    let index = load_index(home, &store, id, &set, covered).await?;
+
+    let mut size = fenced.size;
+    for entry in tail.iter().flat_map(|s| &s.index.entries).filter(|e| e.kind == Kind::Resize) {
+        size = size.max(entry.addr);
+    }
+    let shared = Arc::new(Shared {
+        id,
+        epoch,
+        cluster: pool.info.cluster_size,
+        sco_size: fenced.sco_size,
+        store: store.clone(),
+        clock: home.clock.clone(),
+        journal: home.journal.clone(),
+        settings: home.settings.clone(),
+        core: Mutex::new(Core::new(id, epoch, pool.info.cluster_size, size, covered)),
+        index,
+        credits: Credits {
+            volume: Account::new(home.device.limit_bytes() / 2),
+            pool: account,
+            device: home.device.clone(),
+        },
+        memory: home.memory.clone(),
+        cache: home.cache.clone(),
+        trouble: Default::default(),
+        tlog_bytes: AtomicU64::new(0),
+        wake: Notify::new(),
+        claims_free: Notify::new(),
+    });
+
+    let recovered = home.journal.attach(id, shared.clone()).await?;
+    let outcome = finish(home, &shared, &mut chain, &mut set, &mut next_object, &tail, recovered).await;
+    let replayed = match outcome {
+        Ok(replayed) => replayed,
+        Err(error) => {
+            home.journal.detach(id);
+            return Err(error);
+        }
+    };
+    home.journal.release(id, covered);
+
+    let (commands, inbox) = mpsc::channel(16);
+    tokio::spawn(reclaim::sweep(shared.clone(), set.clone()));
+    let pump = Pump::new(shared.clone(), chain, set, next_object, home.uploads.clone(), inbox);
+    let pump = tokio::spawn(pump.run());
+    let took = home.clock.now().saturating_sub(started);
+    tracing::info!(volume = %id, %epoch, committed = %covered, replayed, tail_scos = tail.len(), ?took, "volume open");
+    Ok(Volume { shared, commands, pump: Mutex::new(Some(pump)) })
+}
+
+/// Steps 3 and 4, with the journal attached; the number of entries that were recovered from it.
+async fn finish(
+    home: &Home,
+    shared: &Arc<Shared>,
+    chain: &mut Chain,
+    set: &mut TLogSet,
+    next_object: &mut u64,
+    tail: &[TailSco],
+    recovered: RecoveredVolume,
+) -> Result<usize> {
+    let fenced = chain.current().clone();
+    let covered = tail.last().map_or(fenced.tlog_lsn, |s| s.lsn_hi);
+    let run = contiguous(&fenced, covered, recovered)?;
+    let last = Lsn(covered.0 + run.len() as u64);
+
+    let size = run.iter().filter(|e| e.kind == Kind::Resize).map(|e| e.addr);
+    let size = size.fold(shared.core.lock().size(), u64::max);
+    let mut cut = chain.successor(ManifestKind::Cut);
+    cut.size = size;
+    cut.tail = Tail { epoch: shared.epoch, first_sco: 1 };
+    cut.tlog_lsn = covered;
+    record_cut(&mut cut, fenced.tail.epoch, last);
+    let epoch = shared.epoch;
+    let pages = set.write_into(&mut cut, fenced.writer, || {
+        *next_object += 1;
+        (epoch, *next_object)
+    })?;
+    for page in &pages {
+        super::persist::put_own(&*shared.store, &page.key, &page.bytes).await?;
+    }
+    let key = keys::manifest_key(shared.id, cut.number);
+    match chain.put(cut).await {
+        Err(e) if e.kind == ErrorKind::Conflict => return Err(chain.foreign(&key).await),
+        outcome => outcome?,
+    }
+    shared.tlog_bytes.store(set.bytes(), std::sync::atomic::Ordering::Relaxed);
+
+    let replayed = run.len();
+    let mut core = shared.core.lock();
+    for entry in run {
+        let units = shared.credits.take_now(entry.loc.len() as u64);
+        core.replay(entry.kind, entry.addr, entry.count, entry.crcs, units, entry.loc);
+    }
+    core.restart_seal_clock(home.clock.now());
+    Ok(replayed)
+}
+
+/// Step 1. A foreign Manifest that comes between only means: read again, one epoch higher.
+async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: Epoch) -> Result<Chain> {
+    let journal = home.epochs.get(&id).copied().unwrap_or_default();
+    for _ in 0..FENCE_TRIES {
+        let mut chain = Chain::newest(store, id).await?;
+        let newest = chain.current();
+        if newest.kind == ManifestKind::Deleted {
+            return Err(Error::not_found(format!("volume {id} is deleted")));
+        }
+        if newest.parent.is_some() || !newest.head.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("volume {id} is a clone or was rolled back: it needs a newer version of this program"),
+            ));
+        }
+        let mut fence = chain.successor(ManifestKind::Fence);
+        fence.epoch = epoch.max(journal.next()).max(newest.epoch.next());
+        fence.writer = home.clock.random_u128();
+        match chain.put(fence).await {
+            Ok(()) => return Ok(chain),
+            Err(e) if e.kind == ErrorKind::Conflict => continue,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Error::unavailable(format!("volume {id}: other routers keep opening it")))
+}
+
+/// Step 2: the tail's SCOs from the first one on, without a gap.
+async fn scan(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<Vec<TailSco>> {
+    let Tail { epoch, first_sco } = manifest.tail;
+    let listed = list_scos(store, manifest.volume, epoch, first_sco).await?;
+    let dense: Vec<(u64, u64)> =
+        (first_sco..).map_while(|number| listed.get(&number).map(|len| (number, *len))).collect();
+    let gap = first_sco + dense.len() as u64;
+    for (&number, &len) in listed.range(gap..) {
+        let (_, header) = read_sco(store, manifest, ScoId { epoch, number }, len).await?;
+        if header.committed_sco >= gap {
+            return Err(Error::corrupt(format!(
+                "object '{}' is missing: SCO {epoch}/{number} knew it as committed",
+                keys::sco_key(manifest.volume, ScoId { epoch, number: gap })
+            )));
+        }
+    }
+    let tail: Vec<TailSco> = futures::stream::iter(dense)
+        .map(|(number, len)| async move {
+            read_sco(store, manifest, ScoId { epoch, number }, len).await.map(|(sco, _)| sco)
+        })
+        .buffered(SCANS)
+        .try_collect()
+        .await?;
+    let mut before = manifest.tlog_lsn;
+    for sco in &tail {
+        if sco.lsn_lo != before.next() {
+            return Err(Error::corrupt(format!(
+                "object '{}' begins at LSN {} and should at {}",
+                keys::sco_key(manifest.volume, sco.id),
+                sco.lsn_lo,
+                before.next()
+            )));
+        }
+        before = sco.lsn_hi;
+    }
+    Ok(tail)
+}
+
+async fn list_scos(
+    store: &Arc<dyn ObjectStore>,
+    volume: VolumeId,
+    epoch: Epoch,
+    first: u64,
+) -> Result<BTreeMap<u64, u64>> {
+    let prefix = keys::sco_prefix(volume, epoch);
+    let mut after = (first > 1).then(|| keys::sco_key(volume, ScoId { epoch, number: first - 1 }));
+    let mut listed = BTreeMap::new();
+    loop {
+        let page = store.list(&prefix, after.as_deref(), false, 1000).await?;
+        for object in page.objects {
+            if let Ok(keys::Key::Sco { id, .. }) = keys::parse(&object.key) {
+                listed.insert(id.number, object.len);
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(listed),
+        }
+    }
+}
+
+/// Reads what a SCO says of itself, without its clusters.
+async fn read_sco(
+    store: &Arc<dyn ObjectStore>,
+    manifest: &Manifest,
+    id: ScoId,
+    len: u64,
+) -> Result<(TailSco, ScoHeader)> {
+    let key = keys::sco_key(manifest.volume, id);
+    let told = |e: Error| e.context(format!("object '{key}'"));
+    let head = store.get_range(&key, 0..(BLOCK as u64).min(len)).await?;
+    let (envelope, header) = sco::decode_head(&head).map_err(told)?;
+    if envelope.volume != manifest.volume
+        || envelope.kind != ObjectKind::LogSco
+        || (envelope.epoch, envelope.number) != (id.epoch, id.number)
+        || header.cluster_log2 != manifest.cluster_log2
+    {
+        return Err(told(Error::corrupt("it is not the SCO that its name says")));
+    }
+    let from = len.saturating_sub(INDEX_GUESS);
+    let end = store.get_range(&key, from..len).await?;
+    let footer = sco::decode_footer(&end, len).map_err(told)?;
+    let (off, index_end) = (footer.index_off, footer.index_off + footer.index_len);
+    let bytes = if off >= from {
+        end.slice((off - from) as usize..(index_end - from) as usize)
+    } else {
+        store.get_range(&key, off..index_end).await?
+    };
+    let index = sco::decode_index(&envelope, &header, &footer, &bytes).map_err(told)?;
+    Ok((TailSco { id, len, lsn_lo: header.lsn_lo, lsn_hi: header.lsn_hi, index }, header))
+}
+
+/// The committed head map: what the local table has, and what TLogs say above its watermark.
+async fn load_index(
+    home: &Home,
+    store: &Arc<dyn ObjectStore>,
+    id: VolumeId,
+    set: &TLogSet,
+    covered: Lsn,
+) -> Result<Index> {
+    let (index, watermark) = Index::open(id, home.table.clone(), home.pages.clone(), covered)?;
+    let mut applied = watermark;
+    for named in set.iter().filter(|t| t.lsn_hi > watermark) {
+        let tlog = tlogs::load(&**store, id, named).await?;
+        for sco in &tlog.dict {
+            index.add_sco(sco.id, sco.len);
+        }
+        index.apply(&tlogs::changes(&tlog))?;
+        applied = named.lsn_hi;
+        if index.checkpoint_due() {
+            index.checkpoint(applied)?;
+        }
+    }
+    if applied > watermark {
+        index.checkpoint(applied)?;
+    }
+    Ok(index)
+}
+
+/// Step 3: which of the journal's entries count: behind `covered`, without a hole, of the epoch
+/// that wrote the tail or of an older one up to where the history says it ended.
+fn contiguous(manifest: &Manifest, covered: Lsn, recovered: RecoveredVolume) -> Result<Vec<RecoveredEntry>> {
+    let counts = |epoch: Epoch, lsn: Lsn| {
+        let end = manifest.last_lsn(epoch);
+        lsn > covered && (end.is_some_and(|end| lsn <= end) || (end.is_none() && epoch == manifest.tail.epoch))
+    };
+    for damage in &recovered.damage {
+        let harmful = match damage {
+            Damage::Payload { epoch, lsn, .. } => counts(*epoch, *lsn),
+            Damage::Gap { .. } => true,
+        };
+        if harmful {
+            return Err(Error::corrupt(format!("volume {}: the write buffer is damaged: {damage}", manifest.volume)));
+        }
+    }
+    let mut run: Vec<RecoveredEntry> = Vec::new();
+    for entry in recovered.entries.into_iter().filter(|e| counts(e.epoch, e.lsn)) {
+        let next = Lsn(covered.0 + run.len() as u64 + 1);
+        if entry.lsn == next {
+            run.push(entry);
+        } else if entry.lsn > next {
+            return Err(Error::corrupt(format!(
+                "volume {}: the write buffer has LSN {} and misses LSN {next}",
+                manifest.volume, entry.lsn
+            )));
+        } else if let Some(last) = run.last_mut()
+            && entry.epoch > last.epoch
+        {
+            // Two epochs can't both have this LSN within their history.
+            return Err(Error::corrupt(format!(
+                "volume {}: LSN {} is in the write buffer with epochs {} and {}",
+                manifest.volume, entry.lsn, last.epoch, entry.epoch
+            )));
+        }
+    }
+    Ok(run)
+}
+
+/// Writes into the history that the epoch `ended` goes up to `last`, and that no older one goes
+/// beyond: an old data directory that comes back adds nothing.
+fn record_cut(manifest: &mut Manifest, ended: Epoch, last: Lsn) {
+    for entry in &mut manifest.history {
+        entry.last_lsn = entry.last_lsn.min(last);
+    }
+    manifest.history.push(HistoryEntry { epoch_lo: ended, epoch_hi: ended, last_lsn: last });
+    manifest.fold_history();
+}

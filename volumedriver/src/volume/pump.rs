@@ -1,0 +1,397 @@
+//! The volume's one background task: seal -> upload -> commit -> TLog -> Manifest.
+//!
+//! SCOs upload in parallel and commit in order. `committed` moves when the prefix of SCOs is
+//! durable and a look begun after that finds no foreign Manifest. A Manifest is put when TLogs,
+//! size or epoch change, not per SCO.
+
+use super::Shared;
+use super::chain::Chain;
+use super::tlogs::{self, TLogSet, TailSco};
+use crate::core::{SealPlan, Source};
+use crate::format::envelope::{Envelope, ObjectKind};
+use crate::format::keys;
+use crate::format::manifest::ManifestKind;
+use crate::format::sco::{self, MapEntry, ScoHeader, ScoId, ScoIndex};
+use crate::log::Kind;
+use bytes::Bytes;
+use common::{Epoch, Error, ErrorKind, Lsn, Result};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+/// What the pump is asked for.
+pub(crate) enum Command {
+    /// Say when everything up to `target` is committed.
+    Drain { target: Lsn, done: oneshot::Sender<Result<()>> },
+    /// Stop; what is not uploaded stays in the journal.
+    Close,
+}
+
+/// A SCO on its way to the backend.
+struct Upload {
+    sco: TailSco,
+    /// The size of the volume changed in it.
+    resized: bool,
+    done: bool,
+}
+
+/// See the module's head.
+pub(super) struct Pump {
+    pub shared: Arc<Shared>,
+    pub chain: Chain,
+    pub tlogs: TLogSet,
+    /// Committed SCOs that no TLog covers yet.
+    pub tail: Vec<TailSco>,
+    pub writer: u128,
+    next_sco: u64,
+    next_object: u64,
+    uploads: VecDeque<Upload>,
+    tasks: JoinSet<(ScoId, Result<()>)>,
+    slots: Arc<Semaphore>,
+    drains: Vec<(Lsn, oneshot::Sender<Result<()>>)>,
+    commands: mpsc::Receiver<Command>,
+    reclaimed_at: Duration,
+}
+
+impl Pump {
+    /// The task of a volume that was opened with an empty tail: its first SCO has number 1.
+    pub fn new(
+        shared: Arc<Shared>,
+        chain: Chain,
+        tlogs: TLogSet,
+        next_object: u64,
+        slots: Arc<Semaphore>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Pump {
+        let writer = chain.current().writer;
+        let reclaimed_at = shared.clock.now();
+        Pump {
+            shared,
+            chain,
+            tlogs,
+            tail: Vec::new(),
+            writer,
+            next_sco: 1,
+            next_object,
+            uploads: VecDeque::new(),
+            tasks: JoinSet::new(),
+            slots,
+            drains: Vec::new(),
+            commands,
+            reclaimed_at,
+        }
+    }
+
+    /// Runs until the volume closes or stops.
+    pub async fn run(mut self) {
+        if let Err(error) = self.work().await {
+            self.shared.stop(error);
+        }
+        self.tasks.shutdown().await;
+        let error = self.shared.core.lock().stopped().cloned();
+        for (_, done) in self.drains.drain(..) {
+            let error = error.clone().unwrap_or_else(|| Error::unavailable("the volume is closing"));
+            let _ = done.send(Err(error));
+        }
+        let committed = self.shared.core.lock().frontiers().committed;
+        if let Err(error) = self.shared.index.checkpoint(committed) {
+            tracing::warn!(volume = %self.shared.id, %error, "the local index could not be written; it will be rebuilt");
+        }
+    }
+
+    async fn work(&mut self) -> Result<()> {
+        let shared = self.shared.clone();
+        loop {
+            self.commit().await?;
+            self.answer_drains();
+            if self.tail.len() >= shared.settings.tlog_scos || self.tail_entries() >= shared.settings.tlog_entries {
+                self.roll().await?;
+                self.reclaim().await?;
+            }
+            let wait = self.seal_wait();
+            if wait == Some(Duration::ZERO) {
+                // The buffers of SCOs under way are bounded over all volumes: first a slot, then the buffer.
+                let slots = self.slots.clone();
+                tokio::select! {
+                    biased;
+                    command = self.commands.recv() => if self.obey(command) { return Ok(()) },
+                    Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.uploaded(done)?,
+                    slot = slots.acquire_owned() => {
+                        let slot = slot.map_err(|_| Error::unavailable("the router is stopping"))?;
+                        self.seal(slot).await?;
+                    }
+                }
+                continue;
+            }
+            let idle = self.idle_wait();
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => if self.obey(command) { return Ok(()) },
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.uploaded(done)?,
+                () = shared.wake.notified() => {}
+                () = sleep(&shared, wait), if wait.is_some() => {}
+                () = sleep(&shared, idle), if wait.is_none() && idle.is_some() => self.reclaim_idle().await?,
+            }
+            if let Some(error) = shared.core.lock().stopped() {
+                return Err(error.clone());
+            }
+        }
+    }
+
+    /// Whether to stop.
+    fn obey(&mut self, command: Option<Command>) -> bool {
+        match command {
+            Some(Command::Drain { target, done }) => {
+                self.drains.push((target, done));
+                false
+            }
+            Some(Command::Close) | None => true,
+        }
+    }
+
+    fn answer_drains(&mut self) {
+        let committed = self.shared.core.lock().frontiers().committed;
+        for (_, done) in self.drains.extract_if(.., |(target, _)| *target <= committed) {
+            // Who asked may have gone.
+            let _ = done.send(Ok(()));
+        }
+    }
+
+    /// How long until something is to be sealed; zero for now, `None` when nothing is unsealed or
+    /// enough is under way.
+    fn seal_wait(&self) -> Option<Duration> {
+        if self.uploads.len() >= self.shared.settings.uploads_per_volume {
+            return None;
+        }
+        let core = self.shared.core.lock();
+        let (bytes, since) = core.unsealed();
+        let since = since?;
+        let sealed = core.frontiers().sealed;
+        if bytes >= u64::from(self.shared.sco_size) || self.drains.iter().any(|(target, _)| *target > sealed) {
+            return Some(Duration::ZERO);
+        }
+        let age = self.shared.clock.now().saturating_sub(since);
+        Some(Duration::from_secs(self.shared.settings.seal_age_seconds).saturating_sub(age))
+    }
+
+    fn tail_entries(&self) -> usize {
+        self.tail.iter().map(|s| s.index.entries.len()).sum()
+    }
+
+    /// A name for a TLog or list page of this epoch, never given out before.
+    pub fn object_number(&mut self) -> (Epoch, u64) {
+        self.next_object += 1;
+        (self.shared.epoch, self.next_object)
+    }
+
+    async fn seal(&mut self, slot: OwnedSemaphorePermit) -> Result<()> {
+        let shared = self.shared.clone();
+        let plan = shared.core.lock().plan_seal(shared.sco_clusters(), shared.clock.now());
+        let Some(plan) = plan else { return Ok(()) };
+        let id = ScoId { epoch: shared.epoch, number: self.next_sco };
+        self.next_sco += 1;
+        let resized = plan.controls.iter().any(|(kind, ..)| *kind == Kind::Resize);
+        let committed_sco = id.number - 1 - self.uploads.len() as u64;
+        let (sco, bytes) = build(&shared, id, self.writer, committed_sco, plan).await?;
+        tracing::debug!(volume = %shared.id, sco = %id, lsn = %sco.lsn_hi, bytes = sco.len, "sealed");
+        self.uploads.push_back(Upload { sco, resized, done: false });
+        self.tasks.spawn(async move {
+            let key = keys::sco_key(shared.id, id);
+            let put = shared.persist_put(&format!("uploading '{key}'"), &key, &bytes).await;
+            drop(slot);
+            (id, put)
+        });
+        Ok(())
+    }
+
+    fn uploaded(&mut self, done: Result<(ScoId, Result<()>), tokio::task::JoinError>) -> Result<()> {
+        let (id, put) = done.map_err(|e| Error::internal(format!("an upload did not end: {e}")))?;
+        put.map_err(|e| match e.kind {
+            // Somebody else's bytes under a name that only this epoch gives out.
+            ErrorKind::Conflict => Error::corrupt(format!("SCO {id} is there with other content: {e}")),
+            _ => e,
+        })?;
+        if let Some(upload) = self.uploads.iter_mut().find(|u| u.sco.id == id) {
+            upload.done = true;
+        }
+        Ok(())
+    }
+
+    /// Moves `committed` over the prefix of durable SCOs.
+    async fn commit(&mut self) -> Result<()> {
+        let n = self.uploads.iter().take_while(|u| u.done).count();
+        if n == 0 {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        shared.persist("looking for a newer Manifest", || self.chain.look()).await?;
+        let mut resized = false;
+        for Upload { sco, resized: r, .. } in self.uploads.drain(..n).collect::<Vec<_>>() {
+            resized |= r;
+            // The index first, then the overlay gives way: a reader finds the data in one of them.
+            shared.index.add_sco(sco.id, sco.len);
+            shared.index.apply(&sco.changes())?;
+            let freed = shared.core.lock().commit(sco.lsn_hi);
+            shared.credits.release(freed.units);
+            shared.memory.sub(freed.memory);
+            shared.journal.release(shared.id, sco.lsn_hi);
+            tracing::debug!(volume = %shared.id, sco = %sco.id, committed = %sco.lsn_hi, "committed");
+            self.tail.push(sco);
+        }
+        if shared.index.checkpoint_due() {
+            let committed = shared.core.lock().frontiers().committed;
+            shared.persist("writing the local index", || async { shared.index.checkpoint(committed) }).await?;
+        }
+        if resized {
+            // The size of an image that is adopted is the one in its Manifest.
+            self.put_manifest(ManifestKind::Normal, |_| {}).await?;
+        }
+        Ok(())
+    }
+
+    /// Covers the tail with a TLog.
+    pub async fn roll(&mut self) -> Result<()> {
+        let Some(tlog) = tlogs::merge(&self.tail) else { return Ok(()) };
+        let shared = self.shared.clone();
+        let (epoch, number) = self.object_number();
+        let (object, named) = tlogs::encode(shared.id, ScoId { epoch, number }, self.writer, &tlog)?;
+        shared.persist_put("putting a TLog", &object.key, &object.bytes).await?;
+        let lsn = named.lsn_hi;
+        self.tlogs.push(named);
+        let scos = self.tail.len();
+        let first_sco = self.tail.last().map_or(1, |s| s.id.number + 1);
+        self.put_manifest(ManifestKind::Normal, |m| {
+            m.tail.first_sco = first_sco;
+            m.tlog_lsn = lsn;
+        })
+        .await?;
+        self.tail.clear();
+        shared.core.lock().trimmed(lsn);
+        tracing::info!(volume = %shared.id, %lsn, scos, entries = tlog.entries.len(), "rolled a TLog");
+        Ok(())
+    }
+
+    /// Puts the next Manifest with the TLogs as they are now, changed by `change`, and collects
+    /// the one before.
+    pub async fn put_manifest(
+        &mut self,
+        kind: ManifestKind,
+        change: impl FnOnce(&mut crate::format::manifest::Manifest),
+    ) -> Result<()> {
+        let shared = self.shared.clone();
+        let previous = self.chain.current().clone();
+        let mut next = self.chain.successor(kind);
+        next.size = shared.core.lock().size();
+        change(&mut next);
+        let mut number = self.next_object;
+        let epoch = shared.epoch;
+        let pages = self.tlogs.write_into(&mut next, self.writer, || {
+            number += 1;
+            (epoch, number)
+        })?;
+        self.next_object = number;
+        for page in &pages {
+            shared.persist_put("putting a list page", &page.key, &page.bytes).await?;
+        }
+        let mut chain = self.chain.clone();
+        let put = shared
+            .persist("putting a Manifest", || {
+                let (mut chain, next) = (chain.clone(), next.clone());
+                async move { chain.put(next).await.map(|()| chain) }
+            })
+            .await;
+        match put {
+            Ok(put) => chain = put,
+            Err(e) if e.kind == ErrorKind::Conflict => {
+                return Err(self.chain.foreign(&keys::manifest_key(shared.id, next.number)).await);
+            }
+            Err(e) => return Err(e),
+        }
+        self.chain = chain;
+        shared.tlog_bytes.store(self.tlogs.bytes(), Ordering::Relaxed);
+        self.collect(&previous).await;
+        Ok(())
+    }
+
+    /// When to look whether something can be deleted, once nothing else is to do.
+    fn idle_wait(&self) -> Option<Duration> {
+        if !self.uploads.is_empty() || !self.reclaim_pays() {
+            return None;
+        }
+        let since = self.shared.clock.now().saturating_sub(self.reclaimed_at);
+        Some(super::reclaim::PERIOD.saturating_sub(since).max(Duration::from_millis(1)))
+    }
+
+    async fn reclaim_idle(&mut self) -> Result<()> {
+        self.roll().await?;
+        self.reclaim().await
+    }
+
+    async fn reclaim(&mut self) -> Result<()> {
+        self.reclaimed_at = self.shared.clock.now();
+        self.reclaim_dead().await
+    }
+}
+
+async fn sleep(shared: &Shared, duration: Option<Duration>) {
+    if let Some(duration) = duration {
+        shared.clock.sleep(duration).await;
+    }
+}
+
+/// Reads what the plan names and makes the SCO.
+async fn build(
+    shared: &Shared,
+    id: ScoId,
+    writer: u128,
+    committed_sco: u64,
+    plan: SealPlan,
+) -> Result<(TailSco, Bytes)> {
+    let mut index = ScoIndex { entries: Vec::with_capacity(plan.runs.len()), crcs: Vec::new() };
+    let mut clusters = Vec::with_capacity(plan.runs.len());
+    for run in plan.runs {
+        let mut slot = 0;
+        if run.kind == Kind::Data {
+            let data = match run.source {
+                Source::Memory(data) => data,
+                Source::Journal { loc, offset, .. } => {
+                    let len = run.count as usize * shared.cluster as usize;
+                    let data = loc.read(offset, len).await?;
+                    let whence = || format!("the journal's entry {} of volume {}", run.lsn, shared.id);
+                    shared.verify(run.addr, &data, &run.crcs, whence)?;
+                    data
+                }
+                Source::Zero | Source::Hole | Source::Committed => {
+                    return Err(Error::internal(format!("LSN {} has lost its content", run.lsn)));
+                }
+            };
+            slot = index.crcs.len() as u32;
+            index.crcs.extend_from_slice(&run.crcs);
+            clusters.push(data);
+        }
+        index.entries.push(MapEntry { addr: run.addr, count: run.count, lsn: run.lsn, kind: run.kind, slot });
+    }
+    let controls = plan.controls.into_iter();
+    index.entries.extend(controls.map(|(kind, lsn, addr)| MapEntry { addr, count: 0, lsn, kind, slot: 0 }));
+    let envelope = Envelope {
+        kind: ObjectKind::LogSco,
+        volume: shared.id,
+        epoch: id.epoch,
+        number: id.number,
+        writer,
+        compat: 0,
+    };
+    let header = ScoHeader {
+        lsn_lo: plan.lsn_lo,
+        lsn_hi: plan.lsn_hi,
+        committed_sco,
+        cluster_log2: shared.cluster.trailing_zeros() as u8,
+        codec: 0,
+    };
+    let bytes = sco::encode(&envelope, &header, &index, &clusters)?;
+    let sco = TailSco { id, len: bytes.len() as u64, lsn_lo: plan.lsn_lo, lsn_hi: plan.lsn_hi, index };
+    Ok((sco, bytes))
+}

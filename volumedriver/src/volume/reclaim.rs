@@ -1,0 +1,165 @@
+//! Deleting what nothing names: SCOs without live clusters, replaced TLogs and Manifests, and
+//! what crashed uploads of closed epochs left behind.
+//!
+//! A SCO goes only when a durable TLog covers its LSNs and no named TLog mentions it. So first
+//! the TLog that mentions it is replaced by one of the same LSN range without it, in a Manifest;
+//! then it is deleted. A crash in between leaves an orphan, which the sweep of the next open finds.
+
+use super::Shared;
+use super::pump::Pump;
+use super::tlogs::{self, TLogSet};
+use crate::format::keys::{self, Key};
+use crate::format::manifest::{Manifest, ManifestKind, TLogRef};
+use crate::format::sco::ScoId;
+use common::object::list_all;
+use common::{Epoch, ObjectStore, Result, VolumeId};
+use futures::StreamExt;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The shortest time between two idle looks.
+pub(super) const PERIOD: Duration = Duration::from_secs(10);
+
+/// Dead bytes that are worth a TLog and a Manifest: this much, or an eighth of what is stored.
+const WORTH: u64 = 64 << 20;
+
+/// Deletes that run at a time.
+const DELETES: usize = 16;
+
+impl Pump {
+    /// Whether the SCOs without live clusters are worth the objects that it takes to delete them.
+    pub(super) fn reclaim_pays(&self) -> bool {
+        let dead: u64 = self.shared.index.dead_scos().iter().map(|(_, len)| len).sum();
+        let (stored, _) = self.shared.index.totals();
+        dead > 0 && dead >= WORTH.min(stored / 8)
+    }
+
+    /// Deletes the SCOs without live clusters that TLogs cover.
+    pub(super) async fn reclaim_dead(&mut self) -> Result<()> {
+        if !self.reclaim_pays() {
+            return Ok(());
+        }
+        let shared = self.shared.clone();
+        let tail: BTreeSet<ScoId> = self.tail.iter().map(|s| s.id).collect();
+        let mut dead: BTreeSet<ScoId> =
+            shared.index.dead_scos().into_iter().map(|(id, _)| id).filter(|id| !tail.contains(id)).collect();
+        // SCOs that are not committed yet are unknown to the index, so none of them is here.
+        let mut victims = BTreeSet::new();
+        let mut replaced: Vec<TLogRef> = Vec::new();
+        for named in self.tlogs.iter().cloned().collect::<Vec<_>>() {
+            let what = "reading a TLog to collect its dead SCOs";
+            let tlog = shared.persist(what, || tlogs::load(&*shared.store, shared.id, &named)).await?;
+            let here: Vec<ScoId> = tlog.dict.iter().map(|d| d.id).filter(|id| dead.contains(id)).collect();
+            if here.is_empty() {
+                continue;
+            }
+            let (epoch, number) = self.object_number();
+            let rewritten = tlogs::without(&tlog, |id| dead.contains(&id));
+            let (object, new) = tlogs::encode(shared.id, ScoId { epoch, number }, self.writer, &rewritten)?;
+            shared.persist_put("putting a TLog", &object.key, &object.bytes).await?;
+            self.tlogs.replace(&named.obj, &new);
+            replaced.push(named);
+            for id in here {
+                dead.remove(&id);
+                victims.insert(id);
+            }
+        }
+        // What is dead and in no TLog was collected before, but for its local row.
+        victims.extend(dead);
+        if victims.is_empty() {
+            return Ok(());
+        }
+        self.put_manifest(ManifestKind::Normal, |_| {}).await?;
+        let scos = victims.iter().map(|id| keys::sco_key(shared.id, *id));
+        let old = replaced.iter().map(|t| keys::object_key(shared.id, &t.obj));
+        delete_quietly(&*shared.store, scos.chain(old).collect()).await;
+        for id in &victims {
+            shared.index.drop_sco(*id);
+        }
+        tracing::info!(volume = %shared.id, scos = victims.len(), tlogs = replaced.len(), "deleted SCOs without live clusters");
+        Ok(())
+    }
+
+    /// Deletes the Manifest before the newest, and the list pages that only it named. An epoch's
+    /// first Manifest stays: it is the fence.
+    pub(super) async fn collect(&mut self, previous: &Manifest) {
+        let mut keys = Vec::new();
+        let named: BTreeSet<u64> = self.tlogs.pages().map(|p| p.obj.number).collect();
+        for page in previous.pages.iter().filter(|p| !named.contains(&p.obj.number)) {
+            keys.push(keys::object_key(previous.volume, &page.obj));
+        }
+        if previous.kind != ManifestKind::Fence {
+            keys.push(keys::manifest_key(previous.volume, previous.number));
+        }
+        delete_quietly(&*self.shared.store, keys).await;
+    }
+}
+
+/// Deletes objects; what can't be deleted now is an orphan for a later sweep.
+async fn delete_quietly(store: &dyn ObjectStore, keys: Vec<String>) {
+    let mut deletes = futures::stream::iter(keys)
+        .map(|key| async move {
+            let outcome = store.delete(&key).await;
+            (key, outcome)
+        })
+        .buffer_unordered(DELETES);
+    while let Some((key, outcome)) = deletes.next().await {
+        if let Err(error) = outcome {
+            tracing::warn!(key, %error, "an object that nothing names could not be deleted; a later sweep will");
+        }
+    }
+}
+
+/// Finds and deletes the objects of closed epochs that nothing names. `tlogs` are those of the
+/// cut of the epoch that is open now; nobody writes under an older epoch any more but zombies,
+/// whose objects do not count.
+pub(super) async fn sweep(shared: Arc<Shared>, tlogs: TLogSet) {
+    match orphans(&shared, &tlogs).await {
+        Ok(keys) if keys.is_empty() => {}
+        Ok(keys) => {
+            tracing::info!(volume = %shared.id, objects = keys.len(), "deleting orphans of closed epochs");
+            delete_quietly(&*shared.store, keys).await;
+        }
+        Err(error) => tracing::warn!(volume = %shared.id, %error, "looking for orphans failed; the next open looks again"),
+    }
+}
+
+async fn orphans(shared: &Shared, tlogs: &TLogSet) -> Result<Vec<String>> {
+    let mut scos: BTreeSet<ScoId> = BTreeSet::new();
+    let mut named: BTreeSet<(Epoch, u64)> = tlogs.pages().map(|p| (p.obj.epoch, p.obj.number)).collect();
+    for tlog in tlogs.iter() {
+        named.insert((tlog.obj.epoch, tlog.obj.number));
+        scos.extend(tlogs::load(&*shared.store, shared.id, tlog).await?.dict.iter().map(|d| d.id));
+    }
+    let mut orphans = Vec::new();
+    for object in list_all(&*shared.store, &keys::volume_prefix(shared.id)).await? {
+        let orphan = match keys::parse(&object.key) {
+            Ok(Key::Sco { id, .. } | Key::Reloc { id, .. }) => id.epoch < shared.epoch && !scos.contains(&id),
+            Ok(Key::TLog { id, .. } | Key::List { id, .. }) => {
+                id.epoch < shared.epoch && !named.contains(&(id.epoch, id.number))
+            }
+            // Manifests have their own order; what we can't name is not ours to delete.
+            Ok(Key::Manifest { .. } | Key::Pool) | Err(_) => false,
+        };
+        if orphan {
+            orphans.push(object.key);
+        }
+    }
+    Ok(orphans)
+}
+
+/// Deletes every object of a deleted volume but its Manifests.
+pub(crate) async fn delete_data(store: &dyn ObjectStore, volume: VolumeId) -> Result<usize> {
+    let objects = list_all(store, &keys::volume_prefix(volume)).await?;
+    let data = objects.into_iter().map(|o| o.key).filter(|key| !matches!(keys::parse(key), Ok(Key::Manifest { .. })));
+    let mut deletes = futures::stream::iter(data)
+        .map(|key| async move { store.delete(&key).await.map_err(|e| e.context(format!("deleting '{key}'"))) })
+        .buffer_unordered(DELETES);
+    let mut n = 0;
+    while let Some(outcome) = deletes.next().await {
+        outcome?;
+        n += 1;
+    }
+    Ok(n)
+}

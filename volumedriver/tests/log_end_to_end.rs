@@ -1,0 +1,322 @@
+//! The log end to end over the simulated doors: what is acknowledged comes back, from the
+//! journal, from the backend, and from both.
+
+mod world;
+
+use common::sim::StoreFaults;
+use common::{BlockDevice, ErrorKind};
+use std::time::Duration;
+use volumedriver::VolumeState;
+use world::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn a_write_reads_back_from_memory_from_the_backend_and_after_a_kill() {
+    let mut world = World::new(1, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(5 * CLUSTER, cluster(7), false).await.unwrap();
+    assert_eq!(value(&v, 5).await, 7);
+    assert_eq!(value(&v, 6).await, 0, "what was never written reads as zeroes");
+    world.kill();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!(value(&v, 5).await, 7, "SIGKILL loses nothing acknowledged");
+    v.drain(MINUTE).await.unwrap();
+    assert_eq!(v.status().frontiers.committed, v.status().frontiers.accepted);
+    assert_eq!(value(&v, 5).await, 7);
+    drop(v);
+    world.lose_data_dir();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!(value(&v, 5).await, 7, "what was committed comes back from the backend alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unaligned_writes_change_only_their_bytes() {
+    let world = World::new(2, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(0, vec![1u8; 3 * CLUSTER as usize].into(), false).await.unwrap();
+    v.write(4000, vec![2u8; 200].into(), false).await.unwrap();
+    v.write(CLUSTER + 512, vec![3u8; 512].into(), false).await.unwrap();
+    v.write(2 * CLUSTER - 100, vec![4u8; CLUSTER as usize + 100].into(), true).await.unwrap();
+    let mut model = vec![1u8; 3 * CLUSTER as usize];
+    model[4000..4200].fill(2);
+    model[CLUSTER as usize + 512..CLUSTER as usize + 1024].fill(3);
+    model[2 * CLUSTER as usize - 100..].fill(4);
+    assert_eq!(v.read(0, 3 * CLUSTER as u32).await.unwrap(), model);
+    v.drain(MINUTE).await.unwrap();
+    assert_eq!(v.read(0, 3 * CLUSTER as u32).await.unwrap(), model);
+    assert_eq!(v.read(4001, 77).await.unwrap(), model[4001..4078]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_changes_of_one_cluster_all_count() {
+    let world = World::new(3, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    let writes = (0..64u64).map(|i| {
+        let v = v.clone();
+        async move { v.write(i * 64, vec![i as u8 + 1; 64].into(), false).await }
+    });
+    for outcome in futures::future::join_all(writes).await {
+        outcome.unwrap();
+    }
+    let data = v.read(0, 4096).await.unwrap();
+    for i in 0..64usize {
+        assert!(data[i * 64..(i + 1) * 64].iter().all(|b| *b == i as u8 + 1), "part {i}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_discard_does_not_come_back() {
+    let mut world = World::new(4, settings(), 1 << 40).await;
+    let v = world.open().await.unwrap();
+    v.write(3 * CLUSTER, cluster(9), false).await.unwrap();
+    v.write(1000 * CLUSTER, cluster(8), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    v.discard(0, 1 << 40, false).await.unwrap();
+    v.write(4 * CLUSTER, cluster(1), false).await.unwrap();
+    assert_eq!(value(&v, 3).await, 0);
+    world.kill();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!((value(&v, 3).await, value(&v, 4).await, value(&v, 1000).await), (0, 1, 0));
+    v.drain(MINUTE).await.unwrap();
+    drop(v);
+    world.lose_data_dir();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!((value(&v, 3).await, value(&v, 4).await, value(&v, 1000).await), (0, 1, 0));
+    let extents = v.extents(0, 8 * CLUSTER).await.unwrap();
+    let shape: Vec<(u64, bool)> = extents.iter().map(|e| (e.len / CLUSTER, e.hole)).collect();
+    assert_eq!(shape, [(4, true), (1, false), (3, true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_generations_of_kills_keep_everything_and_leave_no_garbage() {
+    let settings = volumedriver::Settings { tlog_scos: 3, ..settings() };
+    let mut world = World::new(5, settings, 16 << 20).await;
+    let mut model = vec![0u8; 4096];
+    let mut rng = fastrand_lite(5);
+    for round in 0..12u8 {
+        let v = world.open().await.unwrap();
+        for (addr, expected) in model.iter().enumerate() {
+            assert_eq!(value(&v, addr as u64).await, *expected, "round {round}, cluster {addr}");
+        }
+        for i in 0..1500u64 {
+            let addr = rng() % 4096;
+            let n = (round as u64 * 17 + i) as u8 | 1;
+            if i % 97 == 0 {
+                let count = (rng() % 300).min(4096 - addr);
+                v.discard(addr * CLUSTER, count * CLUSTER, false).await.unwrap();
+                model[addr as usize..(addr + count) as usize].fill(0);
+            } else {
+                v.write(addr * CLUSTER, cluster(n), false).await.unwrap();
+                model[addr as usize] = n;
+            }
+        }
+        match round % 4 {
+            0 => v.drain(MINUTE).await.unwrap(),
+            1 => sleep(&world, 3).await,
+            _ => {}
+        }
+        if round % 5 == 4 {
+            v.drain(MINUTE).await.unwrap();
+            drop(v);
+            world.lose_data_dir();
+        } else {
+            drop(v);
+            world.kill();
+        }
+        world.boot().await.unwrap();
+    }
+    let v = world.open().await.unwrap();
+    v.discard(0, 16 << 20, false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    sleep(&world, 60).await;
+    let scos = world.store.keys().iter().filter(|k| k.contains("/s/")).count();
+    assert!(scos <= 2, "{scos} SCOs are left of a volume without data");
+    v.close().await;
+    world.driver().delete(&world.pool, VOLUME, common::Epoch(1)).await.unwrap();
+    let left: Vec<String> = world.store.keys().into_iter().filter(|k| !k.contains("/m/")).collect();
+    assert_eq!(left, ["vpool"], "a deleted vDisk leaves no object but its Manifests");
+    world.driver().purge(&world.pool, VOLUME).await.unwrap();
+    assert_eq!(world.store.keys(), ["vpool"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_is_absorbed_then_waited_for() {
+    let world = World::new(6, settings(), 256 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(0, cluster(3), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    world.store.set_faults(StoreFaults { away: true, ..Default::default() });
+    let writer = tokio::spawn({
+        let v = v.clone();
+        async move {
+            for i in 0..60u64 {
+                v.write((1 + i) << 20, vec![i as u8 + 1; 1 << 20].into(), false).await.unwrap();
+            }
+        }
+    });
+    sleep(&world, 600).await;
+    assert!(!writer.is_finished(), "the buffer is smaller than what is written");
+    assert!(matches!(v.status().state, VolumeState::Degraded(_)), "the reason is shown");
+    assert_eq!(value(&v, 256).await, 1, "buffered data is read meanwhile");
+    assert_eq!(v.flush().await.map_err(|e| e.kind), Ok(()));
+    world.store.set_faults(StoreFaults::default());
+    writer.await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    assert_eq!(v.status().state, VolumeState::Serving, "it recovers by itself");
+    for i in 0..60u64 {
+        assert_eq!(value(&v, (1 + i) << 8).await, i as u8 + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn puts_with_unknown_outcome_are_settled() {
+    let mut world = World::new(7, volumedriver::Settings { tlog_scos: 4, ..settings() }, 64 << 20).await;
+    world.store.set_faults(StoreFaults {
+        lost_reply_per_mille: 200,
+        late_put_per_mille: 0,
+        fail_per_mille: 100,
+        max_latency: Duration::from_millis(30),
+        ..Default::default()
+    });
+    let mut v = None;
+    for _ in 0..50 {
+        match world.open().await {
+            Ok(open) => {
+                v = Some(open);
+                break;
+            }
+            Err(e) => assert!(e.kind.is_transient(), "{e}"),
+        }
+    }
+    let v = v.expect("opens in the end");
+    for i in 0..8000u64 {
+        v.write((i % 4000) * CLUSTER, cluster((i % 251) as u8), false).await.unwrap();
+    }
+    v.drain(10 * MINUTE).await.unwrap();
+    world.store.set_faults(StoreFaults::default());
+    drop(v);
+    world.lose_data_dir();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    for i in 4000..8000u64 {
+        assert_eq!(value(&v, i % 4000).await, (i % 251) as u8);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_owner_fences_the_first() {
+    let world = World::new(8, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(0, cluster(1), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    // Another router, with its own disk, opens the same volume.
+    let mut other = World::new(9, settings(), 64 << 20).await;
+    other.store = world.store.clone();
+    other.pool = world.pool.clone();
+    let w = other.open().await.unwrap();
+    assert_eq!(value(&w, 0).await, 1);
+    w.write(0, cluster(2), false).await.unwrap();
+    w.drain(MINUTE).await.unwrap();
+    // The first one notices at its next commit; nothing of it is ever visible.
+    v.write(0, cluster(3), false).await.unwrap();
+    let error = v.drain(MINUTE).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Fenced, "{error}");
+    assert!(matches!(v.status().state, VolumeState::Stopped(_)));
+    assert_eq!(v.write(0, cluster(4), false).await.unwrap_err().kind, ErrorKind::Fenced);
+    assert_eq!(value(&w, 0).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flipped_bit_in_a_sco_is_an_error_that_names_the_object() {
+    let world = World::new(10, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(0, cluster(1), false).await.unwrap();
+    v.write(CLUSTER, cluster(2), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    let key = world.store.keys().into_iter().find(|k| k.contains("/s/")).unwrap();
+    let mut bytes = common::ObjectStore::get(&world.store, &key).await.unwrap().to_vec();
+    bytes[4096 + 17] ^= 4;
+    world.store.tamper(&key, Some(bytes.into()));
+    let error = v.read(0, 4096).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    assert!(error.to_string().contains(&key), "{error}");
+    assert_eq!(value(&v, 1).await, 2, "its neighbour is served");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_sco_is_told_from_the_end_of_the_log() {
+    let mut world = World::new(11, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    for n in 1..=4u8 {
+        v.write(0, cluster(n), false).await.unwrap();
+        v.drain(MINUTE).await.unwrap();
+    }
+    drop(v);
+    let scos: Vec<String> = world.store.keys().into_iter().filter(|k| k.contains("/s/")).collect();
+    assert_eq!(scos.len(), 4);
+    world.store.tamper(&scos[1], None);
+    world.lose_data_dir();
+    world.boot().await.unwrap();
+    let error = world.open().await.err().expect("does not open with a hole");
+    assert_eq!(error.kind, ErrorKind::Corrupt);
+    assert!(error.to_string().contains(&scos[1]), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn growing_is_durable_and_beyond_the_end_is_refused() {
+    let mut world = World::new(12, settings(), 1 << 20).await;
+    let v = world.open().await.unwrap();
+    assert_eq!(v.write(1 << 20, cluster(1), false).await.unwrap_err().kind, ErrorKind::NoSpace);
+    v.resize(2 << 20).await.unwrap();
+    assert_eq!(v.resize(1 << 20).await.unwrap_err().kind, ErrorKind::Unsupported);
+    v.write(1 << 20, cluster(1), false).await.unwrap();
+    world.kill();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!(v.geometry().size, 2 << 20);
+    assert_eq!(value(&v, 256).await, 1);
+    v.drain(MINUTE).await.unwrap();
+    let images = world.driver().images(&world.pool).await.unwrap();
+    assert_eq!(images[0].size, 2 << 20, "the Manifest knows the size");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_data_directory_that_comes_back_adds_nothing() {
+    let mut world = World::new(13, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(0, cluster(1), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    v.write(0, cluster(2), false).await.unwrap();
+    drop(v);
+    // The journal holds LSN 2, which the backend does not. Another data directory takes over.
+    let old = world.disk.clone();
+    world.lose_data_dir();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!(value(&v, 0).await, 1, "a prefix");
+    v.write(CLUSTER, cluster(5), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    drop(v);
+    // The old one comes back.
+    world.kill();
+    old.kill();
+    world.disk = old;
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!((value(&v, 0).await, value(&v, 1).await), (1, 5), "what was cut off stays cut off");
+}
+
+fn fastrand_lite(seed: u64) -> impl FnMut() -> u64 {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x >> 11
+    }
+}
