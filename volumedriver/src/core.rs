@@ -8,8 +8,6 @@
 //! Does not own: credit (see `credit`), the committed map (see `index`), any object.
 
 mod seal;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use seal::SealPlan;
 
@@ -92,6 +90,7 @@ pub(crate) struct Core {
     /// Clusters under read-modify-write: no other write may touch them meanwhile.
     claims: Vec<u64>,
     stopped: Option<Error>,
+    dirty_bytes: u64,
     unsealed_bytes: u64,
     unsealed_since: Option<Duration>,
     /// Entries up to this LSN have given their memory back.
@@ -122,6 +121,7 @@ impl Core {
             },
             claims: Vec::new(),
             stopped: None,
+            dirty_bytes: 0,
             unsealed_bytes: 0,
             unsealed_since: None,
             evicted: committed,
@@ -146,6 +146,10 @@ impl Core {
 
     pub fn stopped(&self) -> Option<&Error> {
         self.stopped.as_ref()
+    }
+
+    fn content_bytes(&self, kind: Kind, count: u64) -> u64 {
+        if kind == Kind::Data { count * self.cluster_size } else { 0 }
     }
 
     fn rec(&self, lsn: Lsn) -> Option<&Rec> {
@@ -207,14 +211,36 @@ impl Core {
             crcs: crcs.clone(),
         };
         let data = (kind == Kind::Data).then_some(data);
-        self.recs.push_back(Rec { kind, addr, count, crcs, units, data, loc: None, waiter: Some(waiter), claim });
+        self.dirty_bytes += self.content_bytes(kind, count);
+        self.recs.push_back(Rec {
+            kind,
+            addr,
+            count,
+            crcs,
+            units,
+            data,
+            loc: None,
+            waiter: Some(waiter),
+            claim,
+        });
         Ok((entry, retired))
     }
 
     /// Event: recovery found this entry of an earlier epoch; it counts, and lies in the journal.
     pub fn replay(&mut self, kind: Kind, addr: u64, count: u64, crcs: Crcs, units: u64, loc: JournalLoc) {
         let lsn = self.assigned().next();
-        self.recs.push_back(Rec { kind, addr, count, crcs, units, data: None, loc: None, waiter: None, claim: None });
+        self.dirty_bytes += self.content_bytes(kind, count);
+        self.recs.push_back(Rec {
+            kind,
+            addr,
+            count,
+            crcs,
+            units,
+            data: None,
+            loc: None,
+            waiter: None,
+            claim: None,
+        });
         self.retire(lsn, loc, Mark::default(), Duration::ZERO);
         self.evicted = lsn;
     }
@@ -244,7 +270,7 @@ impl Core {
         }
         self.frontiers.accepted = lsn;
         self.mark = self.mark.max(mark);
-        self.unsealed_bytes += if kind == Kind::Data { count * self.cluster_size } else { 0 };
+        self.unsealed_bytes += self.content_bytes(kind, count);
         self.unsealed_since.get_or_insert(now);
         if !self.retire_waiters.is_empty() {
             let due = self.retire_waiters.extract_if(.., |(at, _)| *at <= lsn);
@@ -309,6 +335,7 @@ impl Core {
             let Some(rec) = self.recs.pop_front() else { break };
             let at = self.frontiers.committed.next();
             self.frontiers.committed = at;
+            self.dirty_bytes -= self.content_bytes(rec.kind, rec.count);
             freed.units += rec.units;
             freed.memory += rec.data.map_or(0, |d| d.len() as u64);
             if rec.kind.is_range() {
@@ -352,13 +379,14 @@ impl Core {
     pub fn forget_entries(&mut self) -> u64 {
         let held = self.recs.drain(..).filter(|r| r.loc.is_some());
         let held = held.filter_map(|r| r.data).map(|d| d.len() as u64).sum();
+        self.dirty_bytes = 0;
         self.overlay = ExtentMap::default();
         held
     }
 
     /// Bytes acknowledged and not committed.
     pub fn dirty_bytes(&self) -> u64 {
-        self.recs.iter().filter(|r| r.kind == Kind::Data).map(|r| r.count * self.cluster_size).sum()
+        self.dirty_bytes
     }
 
     /// The only writer of a whole cluster range, read at once: the fast path of a read.
@@ -386,9 +414,9 @@ impl Core {
                 let skip = addr - rec.addr;
                 let offset = skip * self.cluster_size;
                 match (&rec.data, &rec.loc) {
-                    (Some(data), _) => {
-                        Source::Memory(data.slice(offset as usize..(offset + count * self.cluster_size) as usize))
-                    }
+                    (Some(data), _) => Source::Memory(
+                        data.slice(offset as usize..(offset + count * self.cluster_size) as usize),
+                    ),
                     (None, Some(loc)) => {
                         let crcs = rec.crcs[skip as usize..(skip + count) as usize].into();
                         Source::Journal { lsn, loc: loc.clone(), offset, crcs }
@@ -404,7 +432,10 @@ impl Core {
     fn assert_order(&self) {
         let f = &self.frontiers;
         assert!(
-            f.trimmed <= f.committed && f.committed <= f.sealed && f.sealed <= f.accepted && f.synced <= f.accepted,
+            f.trimmed <= f.committed
+                && f.committed <= f.sealed
+                && f.sealed <= f.accepted
+                && f.synced <= f.accepted,
             "the frontiers are out of order: {f:?}"
         );
     }

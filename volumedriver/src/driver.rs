@@ -6,6 +6,7 @@ use crate::format::keys;
 use crate::format::manifest::{Manifest, ManifestKind, Tail};
 use crate::index::{self, PageBudget};
 use crate::journal::{Journal, JournalSettings};
+use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
 use crate::volume::chain::Chain;
@@ -84,7 +85,12 @@ impl Driver {
             tracing::error!(%damage, "the write buffer is damaged");
         }
         let entries: usize = recovered.volumes.values().map(|v| v.entries).sum();
-        tracing::info!(segments = recovered.segments, volumes = recovered.volumes.len(), entries, "write buffer scanned");
+        tracing::info!(
+            segments = recovered.segments,
+            volumes = recovered.volumes.len(),
+            entries,
+            "write buffer scanned"
+        );
         // What the segments hold beside entries, and what waits to be freed, takes room too.
         let device = Account::new(journal.capacity() / 10 * 8);
         let home = Home {
@@ -96,6 +102,8 @@ impl Driver {
             pages: PageBudget::new(mib(settings.index_cache_mib)),
             uploads: Arc::new(Semaphore::new(settings.uploads)),
             device,
+            created: Mutex::default(),
+            metrics: Metrics::new(registry),
             epochs: recovered.volumes.iter().map(|(id, v)| (*id, v.epoch)).collect(),
             settings,
         };
@@ -128,6 +136,7 @@ impl Driver {
             pages: Vec::new(),
             tlogs: Vec::new(),
         };
+        self.home.created.lock().insert(spec.id);
         match Chain::create(&pool.store, manifest).await {
             // The id is random: what is there was put by an earlier try to create this volume.
             Err(e) if e.kind == ErrorKind::Conflict => Ok(()),
@@ -172,6 +181,7 @@ impl Driver {
         self.home.journal.forget(id);
         index::forget(&*self.home.table, id)?;
         let objects = reclaim::delete_data(&*pool.store, id).await?;
+        self.home.created.lock().remove(&id);
         tracing::info!(volume = %id, objects, "volume deleted");
         Ok(())
     }

@@ -23,10 +23,6 @@ impl<V> Default for ExtentMap<V> {
 }
 
 impl<V: Copy + PartialEq> ExtentMap<V> {
-    pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
-    }
-
     pub fn len(&self) -> usize {
         self.map.len()
     }

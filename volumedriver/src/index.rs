@@ -206,7 +206,8 @@ impl Index {
             from = [last.as_slice(), &[0]].concat();
             for (row, value) in &rows {
                 let id = row.get(17..33).ok_or_else(|| damaged(self.volume))?;
-                let number = |at: usize| id[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
+                let number =
+                    |at: usize| id[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
                 let id = ScoId { epoch: Epoch(number(0)), number: number(8) };
                 let (Some(len), Some(live)) = (u64_at(value, 0), u64_at(value, 8)) else {
                     return Err(damaged(self.volume));
@@ -328,6 +329,7 @@ impl Index {
     }
 
     /// Live clusters of a SCO.
+    #[cfg(test)]
     pub fn live(&self, id: ScoId) -> u32 {
         self.scos.lock().uses.get(&id).map_or(0, |u| u.live)
     }
@@ -378,7 +380,7 @@ impl Index {
         let end = addr + count;
         let whole = addr.div_ceil(PAGE_CLUSTERS)..end / PAGE_CLUSTERS;
         let mapped = if zero { Mapped::Zero } else { Mapped::Hole };
-        let mut edge = |from: u64, to: u64| -> Result<()> {
+        let edge = |from: u64, to: u64| -> Result<()> {
             let mut next = from;
             while next < to {
                 let (number, first) = (next / PAGE_CLUSTERS, next % PAGE_CLUSTERS);
@@ -413,7 +415,8 @@ impl Index {
                 break;
             }
             for (row, _) in rows {
-                let number = row[17..].try_into().map(u64::from_be_bytes).map_err(|_| damaged(self.volume))?;
+                let number =
+                    row[17..].try_into().map(u64::from_be_bytes).map_err(|_| damaged(self.volume))?;
                 if number >= to {
                     break 'table;
                 }

@@ -24,6 +24,7 @@ mod copy;
 mod record;
 mod recover;
 mod segment;
+pub(crate) mod show;
 mod space;
 mod sync;
 mod walk;
@@ -36,7 +37,7 @@ pub use segment::JournalLoc;
 
 use crate::log::{Kind, LogEntry};
 use append::{Appender, Queue};
-use common::{Clock, Disk, Epoch, Lsn, Error, Result};
+use common::{Clock, Disk, Epoch, Error, Lsn, Result};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -77,7 +78,10 @@ impl JournalSettings {
     fn check(&self) -> Result<()> {
         let bad = |what: String| Err(Error::invalid(format!("write buffer: {what}")));
         if !self.segment_size.is_multiple_of(PAGE) || !(32 << 10..=4 << 30).contains(&self.segment_size) {
-            return bad(format!("segment size {} is not a multiple of 4096 from 32 KiB to 4 GiB", self.segment_size));
+            return bad(format!(
+                "segment size {} is not a multiple of 4096 from 32 KiB to 4 GiB",
+                self.segment_size
+            ));
         }
         if self.capacity / self.segment_size < 4 {
             return bad(format!("capacity {} is less than four segments", self.capacity));

@@ -10,6 +10,8 @@
 //! | [`journal`] | the write buffer: one journal per device, shared by all volumes |
 //! | `index` | the committed head map, a derived store |
 //! | [`mod@format`] | what lies on the backend: SCO, TLog, Manifest, lists |
+//! | [`fsck`] | checks a backend image end to end |
+//! | [`inspect`] | prints any object or journal segment for people |
 //! | [`log`] | the words of the log that all of them share |
 //! | `credit` | back-pressure: dirty bytes are credits |
 //!
@@ -20,11 +22,14 @@ mod core;
 mod credit;
 mod extent_map;
 mod index;
+mod metrics;
 mod read_cache;
 
 pub mod config;
 pub mod driver;
 pub mod format;
+pub mod fsck;
+pub mod inspect;
 pub mod journal;
 pub mod log;
 pub mod pool;

@@ -27,6 +27,7 @@ use crate::core::Core;
 use crate::credit::Credits;
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
+use crate::metrics::Metrics;
 use crate::read_cache::ReadCache;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -84,6 +85,9 @@ pub struct VolumeStatus {
     pub state: VolumeState,
 }
 
+/// How long a volume that closes waits for its background task.
+const CLOSE_WAIT: Duration = Duration::from_secs(3);
+
 /// Memory for data that is not on the backend yet, shared by all volumes of the router.
 #[derive(Debug)]
 pub(crate) struct MemoryBudget {
@@ -126,6 +130,7 @@ pub(crate) struct Shared {
     pub credits: Credits,
     pub memory: Arc<MemoryBudget>,
     pub cache: Arc<ReadCache>,
+    pub metrics: Metrics,
     pub trouble: Trouble,
     /// Bytes of the TLogs that the newest Manifest names.
     pub tlog_bytes: AtomicU64,
@@ -243,7 +248,9 @@ impl Volume {
             Ok(outcome) => outcome,
             Err(_) => {
                 let reason = self.shared.trouble.get().unwrap_or_else(|| "it takes longer".into());
-                Err(Error::unavailable(format!("not everything is on the backend after {deadline:?}: {reason}")))
+                Err(Error::unavailable(format!(
+                    "not everything is on the backend after {deadline:?}: {reason}"
+                )))
             }
         }
     }
@@ -266,8 +273,14 @@ impl Volume {
         self.shared.claims_free.notify_waiters();
         // A pump that is gone already has closed by itself.
         let _ = self.commands.send(Command::Close).await;
-        if let Err(error) = pump.await {
-            tracing::error!(volume = %self.shared.id, %error, "the volume's background task did not end well");
+        let abort = pump.abort_handle();
+        match tokio::time::timeout(CLOSE_WAIT, pump).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(volume = %self.shared.id, %error, "the volume's background task did not end well");
+            }
+            // It waits for a store that does not answer; what it was at is as safe as in a crash.
+            Err(_) => abort.abort(),
         }
         let mut core = self.shared.core.lock();
         self.shared.memory.sub(core.forget_entries());

@@ -41,12 +41,27 @@ struct Inner {
 #[derive(Clone, Default)]
 pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
+    /// The life that this handle belongs to; `None` for the tester's own.
+    life: Option<u64>,
 }
 
 impl SimDisk {
     /// An empty disk.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The disk as one process sees it: void after the next [`SimDisk::kill`] or [`SimDisk::crash`].
+    pub fn process(&self) -> SimDisk {
+        SimDisk { inner: self.inner.clone(), life: Some(self.inner.lock().generation) }
+    }
+
+    fn alive(&self) -> Result<parking_lot::MutexGuard<'_, Inner>> {
+        let inner = self.inner.lock();
+        match self.life {
+            Some(life) if life != inner.generation => Err(Error::internal("this process is dead")),
+            _ => Ok(inner),
+        }
     }
 
     /// Sets what goes wrong from now on.
@@ -113,7 +128,7 @@ impl SimDisk {
 #[async_trait]
 impl Disk for SimDisk {
     async fn create(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>> {
-        let mut inner = self.inner.lock();
+        let mut inner = self.alive()?;
         if inner.faults.full {
             return Err(Error::new(ErrorKind::NoSpace, format!("creating {name}: no space left on device")));
         }
@@ -128,7 +143,7 @@ impl Disk for SimDisk {
     }
 
     async fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>> {
-        let inner = self.inner.lock();
+        let inner = self.alive()?;
         match inner.files.get(name) {
             Some(content) => Ok(self.handle(&inner, name, content)),
             None => Err(Error::not_found(format!("{name} does not exist"))),
@@ -136,11 +151,11 @@ impl Disk for SimDisk {
     }
 
     async fn list(&self) -> Result<Vec<String>> {
-        Ok(self.inner.lock().files.keys().cloned().collect())
+        Ok(self.alive()?.files.keys().cloned().collect())
     }
 
     async fn remove(&self, name: &str) -> Result<()> {
-        match self.inner.lock().files.remove(name) {
+        match self.alive()?.files.remove(name) {
             Some(_) => Ok(()),
             None => Err(Error::not_found(format!("{name} does not exist"))),
         }

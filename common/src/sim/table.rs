@@ -36,6 +36,14 @@ impl SimTable {
         Self::default()
     }
 
+    /// The table as the next process finds it after a kill: whoever still holds this one writes
+    /// into the void.
+    pub fn successor(&self) -> SimTable {
+        let inner = self.inner.lock();
+        let (now, durable) = (inner.now.clone(), inner.durable.clone());
+        SimTable { inner: Mutex::new(Inner { now, durable, unsynced: inner.unsynced.clone() }) }
+    }
+
     /// A crash that keeps the first `keep(n)` of the `n` unsynced batches.
     pub fn crash(&self, keep: impl FnOnce(usize) -> usize) {
         let mut inner = self.inner.lock();

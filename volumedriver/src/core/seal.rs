@@ -60,7 +60,8 @@ impl Core {
                     .map(|p| p.count)
                     .sum();
                 let added = if rec.kind == Kind::Data { rec.count } else { 0 };
-                let full = clusters + added - replaced.min(clusters) > max_clusters || ranges.len() >= MAX_RANGES;
+                let full =
+                    clusters + added - replaced.min(clusters) > max_clusters || ranges.len() >= MAX_RANGES;
                 if full && lsn > lsn_lo {
                     break;
                 }

@@ -124,6 +124,18 @@ proptest! {
 }
 
 #[test]
+fn a_count_that_the_input_could_not_hold_is_refused_before_anything_is_allocated() {
+    let count = |n: u32, rest: usize, max: usize| {
+        let bytes = [&n.to_le_bytes()[..], &vec![0; rest]].concat();
+        cursor::Reader::new(&"x", &bytes).count("things", 32, max)
+    };
+    assert_eq!(count(3, 96, 3).unwrap(), 3);
+    assert!(count(3, 95, 3).unwrap_err().message().contains("do not fit the 95 bytes"));
+    assert!(count(u32::MAX, 96, usize::MAX).unwrap_err().message().contains("do not fit"));
+    assert!(count(4, 1000, 3).unwrap_err().message().contains("more than the limit of 3"));
+}
+
+#[test]
 fn lsn_zero_is_no_part_of_a_log() {
     assert!(sco::check_lsns(&"x", Lsn(0), Lsn(1)).is_err());
     assert!(sco::check_lsns(&"x", Lsn(2), Lsn(1)).is_err());

@@ -24,9 +24,15 @@ impl Location {
         let narrow = |n: u64| u32::try_from(n).ok();
         match (narrow(sco.epoch.0), narrow(sco.number), slot < 1 << 24) {
             (Some(epoch), Some(number), true) => Ok(Location(
-                u128::from(epoch) << 96 | u128::from(number) << 64 | u128::from(crc) << 32 | u128::from(slot) << 8 | DATA,
+                u128::from(epoch) << 96
+                    | u128::from(number) << 64
+                    | u128::from(crc) << 32
+                    | u128::from(slot) << 8
+                    | DATA,
             )),
-            _ => Err(Error::internal(format!("SCO {sco} slot {slot} is beyond what the local index can hold"))),
+            _ => {
+                Err(Error::internal(format!("SCO {sco} slot {slot} is beyond what the local index can hold")))
+            }
         }
     }
 

@@ -54,12 +54,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn new(appender: Appender) -> Self {
-        Self {
-            pending: VecDeque::new(),
-            copies: None,
-            idle: Some(Box::new(appender)),
-            closed: false,
-        }
+        Self { pending: VecDeque::new(), copies: None, idle: Some(Box::new(appender)), closed: false }
     }
 
     pub fn submit(&mut self, sink: &Arc<dyn Sink>, entry: LogEntry) -> Option<()> {
@@ -253,8 +248,7 @@ impl Appender {
             wake: journal.wake.clone(),
         });
         journal.space.lock().activated(&segment);
-        self.active =
-            Some(Active { segment, offset: HEADER_BLOCK, tail: Vec::new(), spans: HashMap::new() });
+        self.active = Some(Active { segment, offset: HEADER_BLOCK, tail: Vec::new(), spans: HashMap::new() });
     }
 
     /// How many of the waiting entries make the next record, in `room` bytes.
@@ -320,7 +314,9 @@ impl Appender {
     /// Writes a record of the batch at the end of the active segment.
     async fn write(&mut self, journal: &Journal, last: bool, copy: bool) -> Result<Mark> {
         let Self { active, header, parts, batch, prev_crc, .. } = self;
-        let Some(active) = active else { return Err(Error::internal("no segment of the write buffer is open")) };
+        let Some(active) = active else {
+            return Err(Error::internal("no segment of the write buffer is open"));
+        };
         let begin = active.position();
         let place = Place {
             process: journal.process,
@@ -344,7 +340,8 @@ impl Appender {
             }
         }
         let payload_len = (payload_end - active.offset) as usize - header_len;
-        let end = active.offset + record::record_len(header_len, payload_len, u64::from(journal.settings.align));
+        let end =
+            active.offset + record::record_len(header_len, payload_len, u64::from(journal.settings.align));
         let pad = (end.next_multiple_of(PAGE) - payload_end) as usize;
         if pad > 0 {
             parts.push(Bytes::from_static(&ZEROES[..pad]));

@@ -27,7 +27,8 @@ impl Source {
     }
 
     fn walk(&self, align: u64) -> Walk {
-        let id = Identity { process: self.process, segno: self.segment.segno, life: self.segment.life, align };
+        let id =
+            Identity { process: self.process, segno: self.segment.segno, life: self.segment.life, align };
         Walk::new(self.segment.file.clone(), id, self.limit, None)
     }
 }
@@ -72,10 +73,8 @@ impl Journal {
                 for e in found.record.entries.iter().filter(|e| e.volume == volume && e.lsn > after) {
                     match e.damage(&found) {
                         Some(bad) => damage.push(bad),
-                        None => entries.push((
-                            found.record.place.at,
-                            recovered(e, found.payload_at, &source.segment),
-                        )),
+                        None => entries
+                            .push((found.record.place.at, recovered(e, found.payload_at, &source.segment))),
                     }
                 }
             }
@@ -87,9 +86,8 @@ impl Journal {
     /// turned out not to be worth it: then there may be another.
     pub(super) async fn copy_forward(self: &Arc<Self>) -> Result<bool> {
         let (life, source) = {
-            let durable = self.durable_position();
             let mut space = self.space.lock();
-            let Some(life) = space.victim(durable) else { return Ok(false) };
+            let Some(life) = space.victim() else { return Ok(false) };
             let Some(slot) = space.sealed.get_mut(&life) else { return Ok(false) };
             (life, Source::of(slot, &self.wake))
         };
@@ -162,7 +160,8 @@ impl Journal {
                     batch.push(entry(e, &found));
                 }
             }
-            let full = bytes >= self.settings.max_batch_bytes || batch.len() >= self.settings.max_batch_entries;
+            let full =
+                bytes >= self.settings.max_batch_bytes || batch.len() >= self.settings.max_batch_entries;
             if !batch.is_empty() && (done || full) {
                 let entries = std::mem::take(&mut batch);
                 let heads: Vec<(VolumeId, RecoveredEntry)> =

@@ -250,12 +250,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Record, &'static str> {
     let flags = r.u16()?;
     r.u32()?;
     let payload_len = r.u32()? as usize;
-    let place = Place {
-        process: r.u128()?,
-        at: r.position()?,
-        durable: r.position()?,
-        prev_crc: r.u32()?,
-    };
+    let place = Place { process: r.u128()?, at: r.position()?, durable: r.position()?, prev_crc: r.u32()? };
     let n = r.u32()? as usize;
     if n > header_len / ENTRY {
         return Err("the number of entries is impossible");

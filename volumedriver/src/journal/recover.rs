@@ -10,9 +10,7 @@
 
 use super::JournalSettings;
 use super::record::{EntryHead, Position};
-use super::segment::{
-    Cut, HEADER_BLOCK, JournalLoc, MAX_CUTS, Segment, SegmentHeader, file_name, segno_of,
-};
+use super::segment::{Cut, HEADER_BLOCK, JournalLoc, MAX_CUTS, Segment, SegmentHeader, file_name, segno_of};
 use super::space::{Slot, Span};
 use super::walk::{Found, Identity, Step, Walk};
 use crate::log::{Crcs, Kind};
@@ -142,7 +140,9 @@ impl Recovery {
     pub fn summary(&self) -> Recovered {
         let mut recovered = Recovered { segments: self.slots.len(), ..Recovered::default() };
         for (volume, kept) in &self.volumes {
-            recovered.damage.extend(kept.damage.iter().filter(|d| matches!(d, Damage::Payload { .. })).cloned());
+            recovered
+                .damage
+                .extend(kept.damage.iter().filter(|d| matches!(d, Damage::Payload { .. })).cloned());
             if let (Some(first), Some(last)) = (kept.entries.first(), kept.entries.last()) {
                 let epoch = kept.entries.iter().map(|e| e.epoch).max().unwrap_or_default();
                 let summary =
@@ -352,7 +352,11 @@ async fn find(
             }
         };
         let Some(id) = id else {
-            let gap = Damage::Gap { segment: name, offset: 0, why: "neither its header nor any record is readable" };
+            let gap = Damage::Gap {
+                segment: name,
+                offset: 0,
+                why: "neither its header nor any record is readable",
+            };
             gathered.gaps.push((Position { segno, life: u64::MAX, offset: 0 }, gap));
             recovery.slots.insert(u64::MAX - segno, unknown(segno, file));
             continue;
@@ -450,7 +454,8 @@ impl Predecessor {
                     }
                     Step::Invalid(_) => true,
                     Step::Record(found) => {
-                        solid = solid.max(if self.cut.is_none() { found.record.place.durable } else { solid });
+                        solid =
+                            solid.max(if self.cut.is_none() { found.record.place.durable } else { solid });
                         found.record.entries.iter().any(|e| e.bad_cluster(&found.payload).is_some())
                     }
                 };

@@ -28,7 +28,7 @@ pub(crate) fn show(name: &str, bytes: &Bytes, report: &mut Report) {
         }
         segment = Some((h.process, h.life, u64::from(h.align)));
     }
-    let mut walk = Walk { bytes, segment, at: HEADER_BLOCK, prev_crc: None, durable: None, entries: 0 };
+    let mut walk = Walk { bytes, segment, at: HEADER_BLOCK, prev_crc: None, entries: 0 };
     walk.run(report);
     report.field("entries", walk.entries);
 }
@@ -63,8 +63,6 @@ struct Walk<'a> {
     segment: Option<(u128, u64, u64)>,
     at: u64,
     prev_crc: Option<u32>,
-    /// The highest durable position that records name.
-    durable: Option<Position>,
     entries: usize,
 }
 
@@ -98,7 +96,8 @@ impl Walk<'_> {
             self.at += record.len(align);
         }
         match bad_from {
-            Some((from, why)) => self.end(from, why, report),
+            // A record can't know that what comes behind it became durable; a later segment might.
+            Some((from, why)) => report.line(format_args!("  the records end at {from}: {why}")),
             None => report.line(format_args!("  the segment is full at {}", self.at)),
         }
     }
@@ -134,9 +133,6 @@ impl Walk<'_> {
         if self.prev_crc.is_some_and(|crc| crc != place.prev_crc) {
             report.problem(format_args!("the record at {} does not follow the one before it", self.at));
         }
-        if self.durable.is_none_or(|durable| durable < place.durable) {
-            self.durable = Some(place.durable);
-        }
         let from = self.at as usize + record.header_len;
         let payload = self.bytes.get(from..from + record.payload_len).unwrap_or_default();
         for e in &record.entries {
@@ -155,17 +151,6 @@ impl Walk<'_> {
                     self.at, e.lsn, e.volume
                 ));
             }
-        }
-    }
-
-    /// Nothing valid comes behind `from`.
-    fn end(&self, from: u64, why: &str, report: &mut Report) {
-        let life = self.segment.map_or(0, |(_, life, _)| life);
-        match self.durable {
-            Some(durable) if durable.life == life && durable.offset > from => {
-                report.problem(format_args!("at {from}: {why}; but it was durable {}", position(&durable)));
-            }
-            _ => report.line(format_args!("  the records end at {from}: {why}")),
         }
     }
 }

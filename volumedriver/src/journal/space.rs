@@ -1,8 +1,8 @@
 //! Segments: made ahead of need, freed when nothing in them is needed and nobody holds them, used again
 //! under a new life; and the housekeeper who does it in the background.
 
-use super::recover::{Kept, RecoveredEntry, RecoveredVolume, Recovery};
 use super::record::Position;
+use super::recover::{Kept, RecoveredEntry, RecoveredVolume, Recovery};
 use super::segment::{Segment, SegmentHeader, file_name};
 use super::{Journal, JournalSettings, Sink};
 use common::{Clock, DiskFile, Error, ErrorKind, Lsn, Result, VolumeId};
@@ -215,7 +215,10 @@ impl Space {
             return Some(why.clone());
         }
         (self.waiting && !self.can_grow()).then(|| {
-            format!("write buffer is full: {} segments hold what the backend does not have yet", self.sealed.len())
+            format!(
+                "write buffer is full: {} segments hold what the backend does not have yet",
+                self.sealed.len()
+            )
         })
     }
 
@@ -233,10 +236,10 @@ impl Space {
     }
 
     /// The segment to copy forward: the emptiest, if it pays.
-    pub fn victim(&self, durable: Position) -> Option<u64> {
+    pub fn victim(&self) -> Option<u64> {
         self.sealed
             .values()
-            .filter(|s| !s.damaged && !s.unknown && !s.dense && (s.found || s.end <= durable) && s.file.len() <= self.segment_size)
+            .filter(|s| !s.damaged && !s.unknown && !s.dense && s.file.len() <= self.segment_size)
             .map(|s| (s.live(&self.volumes), s))
             .filter(|(live, s)| *live > 0 && pays(*live, s.file.len()))
             .min_by_key(|(live, s)| (*live, s.life))
@@ -264,7 +267,9 @@ impl Journal {
             let mut space = self.space.lock();
             let state = space.volumes.entry(volume).or_default();
             if state.sink.is_some() {
-                return Err(Error::conflict(format!("volume {volume} is attached to the write buffer already")));
+                return Err(Error::conflict(format!(
+                    "volume {volume} is attached to the write buffer already"
+                )));
             }
             state.sink = Some(sink);
             state.forgotten = None;
@@ -442,19 +447,21 @@ impl Journal {
             };
             let (segno, file) = match from {
                 From::Spare(segno, file) => (segno, file),
-                From::New(segno) => match self.disk.create(&file_name(segno), self.settings.segment_size).await {
-                    Ok(file) => {
-                        let mut space = self.space.lock();
-                        space.own += 1;
-                        space.bytes += file.len();
-                        space.blocked = None;
-                        (segno, file)
+                From::New(segno) => {
+                    match self.disk.create(&file_name(segno), self.settings.segment_size).await {
+                        Ok(file) => {
+                            let mut space = self.space.lock();
+                            space.own += 1;
+                            space.bytes += file.len();
+                            space.blocked = None;
+                            (segno, file)
+                        }
+                        Err(error) => {
+                            self.blocked(&error);
+                            break;
+                        }
                     }
-                    Err(error) => {
-                        self.blocked(&error);
-                        break;
-                    }
-                },
+                }
             };
             let header = {
                 let mut space = self.space.lock();
@@ -503,7 +510,8 @@ impl Journal {
             let Some(state) = space.volumes.get_mut(&volume) else { return };
             if let Some(kept) = &mut state.kept {
                 for m in moved {
-                    if let Ok(i) = kept.entries.binary_search_by_key(&(m.lsn, m.epoch), |e| (e.lsn, e.epoch)) {
+                    if let Ok(i) = kept.entries.binary_search_by_key(&(m.lsn, m.epoch), |e| (e.lsn, e.epoch))
+                    {
                         kept.entries[i].loc = m.loc.clone();
                     }
                 }

@@ -63,9 +63,8 @@ impl Walk {
         if end > self.file.len() {
             return None;
         }
-        let inside = |at: u64, window: &Bytes| {
-            at >= self.window_at && end <= self.window_at + window.len() as u64
-        };
+        let inside =
+            |at: u64, window: &Bytes| at >= self.window_at && end <= self.window_at + window.len() as u64;
         if !inside(at, &self.window) {
             let want = WINDOW.max(len).min((self.file.len() - at) as usize);
             self.window = match self.file.read_at(at, want).await {

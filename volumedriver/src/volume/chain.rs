@@ -25,7 +25,10 @@ impl Chain {
         for _ in 0..16 {
             let page = store.list(&prefix, None, false, 1).await?;
             let Some(first) = page.objects.first() else {
-                return Err(Error::not_found(format!("volume {volume} has no Manifest on {}", store.describe())));
+                return Err(Error::not_found(format!(
+                    "volume {volume} has no Manifest on {}",
+                    store.describe()
+                )));
             };
             let bytes = match store.get(&first.key).await {
                 Ok(bytes) => bytes,
@@ -38,7 +41,9 @@ impl Chain {
             }
             return Ok(Chain { store: store.clone(), crc: manifest_crc(&bytes), current });
         }
-        Err(Error::unavailable(format!("the Manifests of volume {volume} change faster than they can be read")))
+        Err(Error::unavailable(format!(
+            "the Manifests of volume {volume} change faster than they can be read"
+        )))
     }
 
     /// Puts the first Manifest of a new volume. It stays while the volume exists, as each epoch's first does.
@@ -86,7 +91,9 @@ impl Chain {
         let volume = self.current.volume;
         let epoch = self.current.epoch;
         match self.store.get(key).await.and_then(|bytes: Bytes| Manifest::decode(&bytes)) {
-            Ok(other) if other.epoch > epoch || (other.epoch == epoch && other.writer != self.current.writer) => {
+            Ok(other)
+                if other.epoch > epoch || (other.epoch == epoch && other.writer != self.current.writer) =>
+            {
                 Error::fenced(format!(
                     "volume {volume}: epoch {} took over from epoch {epoch} (Manifest {})",
                     other.epoch, other.number

@@ -16,18 +16,19 @@ use crate::config::Settings;
 use crate::core::Core;
 use crate::credit::{Account, Credits};
 use crate::format::envelope::{BLOCK, ObjectKind};
+use crate::format::keys;
 use crate::format::manifest::{HistoryEntry, Manifest, ManifestKind, Tail};
 use crate::format::sco::{self, ScoHeader, ScoId};
-use crate::format::keys;
 use crate::index::{Index, PageBudget};
 use crate::journal::{Damage, Journal, RecoveredEntry, RecoveredVolume};
 use crate::log::Kind;
+use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
 use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -52,8 +53,11 @@ pub(crate) struct Home {
     pub pages: Arc<PageBudget>,
     pub uploads: Arc<Semaphore>,
     pub device: Arc<Account>,
+    pub metrics: Metrics,
     /// The highest epoch that the journal has of each volume that it found at the start.
     pub epochs: HashMap<VolumeId, Epoch>,
+    /// Volumes that this process created: what an earlier one left in the journal is not theirs.
+    pub created: Mutex<HashSet<VolumeId>>,
 }
 
 /// Opens the volume with an epoch of at least `epoch`.
@@ -108,13 +112,17 @@ pub(crate) async fn open(
         },
         memory: home.memory.clone(),
         cache: home.cache.clone(),
+        metrics: home.metrics.clone(),
         trouble: Default::default(),
         tlog_bytes: AtomicU64::new(0),
         wake: Notify::new(),
         claims_free: Notify::new(),
     });
 
-    let recovered = home.journal.attach(id, shared.clone()).await?;
+    let mut recovered = home.journal.attach(id, shared.clone()).await?;
+    if home.created.lock().contains(&id) {
+        recovered.damage.retain(|damage| !matches!(damage, Damage::Gap { .. }));
+    }
     let outcome = finish(home, &shared, &mut chain, &mut set, &mut next_object, &tail, recovered).await;
     let replayed = match outcome {
         Ok(replayed) => replayed,
@@ -193,7 +201,9 @@ async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: E
         if newest.parent.is_some() || !newest.head.is_empty() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("volume {id} is a clone or was rolled back: it needs a newer version of this program"),
+                format!(
+                    "volume {id} is a clone or was rolled back: it needs a newer version of this program"
+                ),
             ));
         }
         let mut fence = chain.successor(ManifestKind::Fence);
@@ -209,7 +219,7 @@ async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: E
 }
 
 /// Step 2: the tail's SCOs from the first one on, without a gap.
-async fn scan(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<Vec<TailSco>> {
+pub(crate) async fn scan(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> Result<Vec<TailSco>> {
     let Tail { epoch, first_sco } = manifest.tail;
     let listed = list_scos(store, manifest.volume, epoch, first_sco).await?;
     let dense: Vec<(u64, u64)> =
@@ -332,7 +342,8 @@ async fn load_index(
 fn contiguous(manifest: &Manifest, covered: Lsn, recovered: RecoveredVolume) -> Result<Vec<RecoveredEntry>> {
     let counts = |epoch: Epoch, lsn: Lsn| {
         let end = manifest.last_lsn(epoch);
-        lsn > covered && (end.is_some_and(|end| lsn <= end) || (end.is_none() && epoch == manifest.tail.epoch))
+        lsn > covered
+            && (end.is_some_and(|end| lsn <= end) || (end.is_none() && epoch == manifest.tail.epoch))
     };
     for damage in &recovered.damage {
         let harmful = match damage {
@@ -340,7 +351,10 @@ fn contiguous(manifest: &Manifest, covered: Lsn, recovered: RecoveredVolume) -> 
             Damage::Gap { .. } => true,
         };
         if harmful {
-            return Err(Error::corrupt(format!("volume {}: the write buffer is damaged: {damage}", manifest.volume)));
+            return Err(Error::corrupt(format!(
+                "volume {}: the write buffer is damaged: {damage}",
+                manifest.volume
+            )));
         }
     }
     let mut run: Vec<RecoveredEntry> = Vec::new();

@@ -3,7 +3,7 @@
 use super::Shared;
 use bytes::Bytes;
 use common::object::Precondition;
-use common::{Clock, Error, ErrorKind, ObjectStore, Result};
+use common::{Error, ErrorKind, ObjectStore, Result};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::time::Duration;
@@ -35,38 +35,6 @@ fn may_pass(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::NoSpace | ErrorKind::Denied | ErrorKind::Internal)
 }
 
-/// Tries `op` until it succeeds or fails for good; `trouble` tells the reason meanwhile.
-pub(crate) async fn persistently<T, F>(
-    clock: &dyn Clock,
-    trouble: &Trouble,
-    what: &str,
-    mut op: impl FnMut() -> F,
-) -> Result<T>
-where
-    F: Future<Output = Result<T>>,
-{
-    let mut wait = FIRST_WAIT;
-    loop {
-        match op().await {
-            Err(error) if may_pass(error.kind) => {
-                if trouble.set(Some(format!("{what}: {error}"))) {
-                    tracing::warn!(%error, "{what} does not succeed; trying on");
-                }
-                // Half of it by chance, so that many volumes do not come back as one.
-                let half = wait.as_millis() as u64 / 2;
-                clock.sleep(Duration::from_millis(half + clock.random() % (half + 1))).await;
-                wait = (wait * 2).min(LONGEST_WAIT);
-            }
-            outcome => {
-                if trouble.set(None) {
-                    tracing::info!("{what} succeeds again");
-                }
-                return outcome;
-            }
-        }
-    }
-}
-
 /// Puts an object that nobody else may have put: one that is there already with the same bytes
 /// is ours, its reply was lost. `Conflict` when other bytes are there.
 pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, data: &Bytes) -> Result<()> {
@@ -75,7 +43,9 @@ pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, data: &Bytes) ->
             Ok(there) if there == *data => Ok(()),
             Ok(_) => Err(error),
             // Between the two somebody deleted it, or the store does not keep its word: ask again.
-            Err(e) if e.kind == ErrorKind::NotFound => Err(Error::unavailable(format!("'{key}' comes and goes"))),
+            Err(e) if e.kind == ErrorKind::NotFound => {
+                Err(Error::unavailable(format!("'{key}' comes and goes")))
+            }
             Err(e) => Err(e),
         },
         outcome => outcome,
@@ -83,12 +53,35 @@ pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, data: &Bytes) ->
 }
 
 impl Shared {
-    /// [`persistently`], for this volume.
-    pub async fn persist<T, F>(&self, what: &str, op: impl FnMut() -> F) -> Result<T>
+    /// Tries `op` until it succeeds, fails for good, or the volume stops; the volume's state tells
+    /// the reason meanwhile.
+    pub async fn persist<T, F>(&self, what: &str, mut op: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        persistently(&*self.clock, &self.trouble, what, op).await
+        let mut wait = FIRST_WAIT;
+        loop {
+            match op().await {
+                Err(error) if may_pass(error.kind) => {
+                    self.core.lock().check()?;
+                    if self.trouble.set(Some(format!("{what}: {error}"))) {
+                        tracing::warn!(volume = %self.id, %error, "{what} does not succeed; trying on");
+                    }
+                    // Half of it by chance, so that many volumes do not come back as one.
+                    let half = wait.as_millis() as u64 / 2;
+                    let chance = self.clock.random() % (half + 1);
+                    self.clock.sleep(Duration::from_millis(half + chance)).await;
+                    self.core.lock().check()?;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+                outcome => {
+                    if self.trouble.set(None) {
+                        tracing::info!(volume = %self.id, "{what} succeeds again");
+                    }
+                    return outcome;
+                }
+            }
+        }
     }
 
     /// Puts an object of ours, for as long as it takes.

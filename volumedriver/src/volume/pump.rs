@@ -107,7 +107,9 @@ impl Pump {
         loop {
             self.commit().await?;
             self.answer_drains();
-            if self.tail.len() >= shared.settings.tlog_scos || self.tail_entries() >= shared.settings.tlog_entries {
+            if self.tail.len() >= shared.settings.tlog_scos
+                || self.tail_entries() >= shared.settings.tlog_entries
+            {
                 self.roll().await?;
                 self.reclaim().await?;
             }
@@ -170,7 +172,8 @@ impl Pump {
         let (bytes, since) = core.unsealed();
         let since = since?;
         let sealed = core.frontiers().sealed;
-        if bytes >= u64::from(self.shared.sco_size) || self.drains.iter().any(|(target, _)| *target > sealed) {
+        if bytes >= u64::from(self.shared.sco_size) || self.drains.iter().any(|(target, _)| *target > sealed)
+        {
             return Some(Duration::ZERO);
         }
         let age = self.shared.clock.now().saturating_sub(since);
@@ -237,13 +240,17 @@ impl Pump {
             let freed = shared.core.lock().commit(sco.lsn_hi);
             shared.credits.release(freed.units);
             shared.memory.sub(freed.memory);
+            shared.metrics.scos.inc();
+            shared.metrics.sco_bytes.inc_by(sco.len);
             shared.journal.release(shared.id, sco.lsn_hi);
             tracing::debug!(volume = %shared.id, sco = %sco.id, committed = %sco.lsn_hi, "committed");
             self.tail.push(sco);
         }
         if shared.index.checkpoint_due() {
             let committed = shared.core.lock().frontiers().committed;
-            shared.persist("writing the local index", || async { shared.index.checkpoint(committed) }).await?;
+            shared
+                .persist("writing the local index", || async { shared.index.checkpoint(committed) })
+                .await?;
         }
         if resized {
             // The size of an image that is adopted is the one in its Manifest.
@@ -259,6 +266,7 @@ impl Pump {
         let (epoch, number) = self.object_number();
         let (object, named) = tlogs::encode(shared.id, ScoId { epoch, number }, self.writer, &tlog)?;
         shared.persist_put("putting a TLog", &object.key, &object.bytes).await?;
+        shared.metrics.tlogs.inc();
         let lsn = named.lsn_hi;
         self.tlogs.push(named);
         let scos = self.tail.len();
@@ -311,6 +319,7 @@ impl Pump {
             Err(e) => return Err(e),
         }
         self.chain = chain;
+        shared.metrics.manifests.inc();
         shared.tlog_bytes.store(self.tlogs.bytes(), Ordering::Relaxed);
         self.collect(&previous).await;
         Ok(())
@@ -376,6 +385,7 @@ async fn build(
     }
     let controls = plan.controls.into_iter();
     index.entries.extend(controls.map(|(kind, lsn, addr)| MapEntry { addr, count: 0, lsn, kind, slot: 0 }));
+    shared.metrics.sealed_bytes.inc_by(index.crcs.len() as u64 * u64::from(shared.cluster));
     let envelope = Envelope {
         kind: ObjectKind::LogSco,
         volume: shared.id,

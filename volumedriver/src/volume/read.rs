@@ -90,14 +90,17 @@ impl Shared {
                 Source::Memory(data) => parts.push((place(run.addr), data)),
                 Source::Journal { lsn, loc, offset, crcs } => {
                     let data = loc.read(offset, (run.count * u64::from(self.cluster)) as usize).await?;
-                    self.verify(run.addr, &data, &crcs, || format!("the journal's entry {lsn} of volume {}", self.id))?;
+                    self.verify(run.addr, &data, &crcs, || {
+                        format!("the journal's entry {lsn} of volume {}", self.id)
+                    })?;
                     parts.push((place(run.addr), data));
                 }
                 Source::Zero | Source::Hole => {}
                 Source::Committed => self.resolve(run.addr, run.count, place, &mut parts, &mut fetches)?,
             }
         }
-        let mut fetched = futures::stream::iter(fetches.into_iter().map(|f| self.fetch(f))).buffer_unordered(FETCHES);
+        let mut fetched =
+            futures::stream::iter(fetches.into_iter().map(|f| self.fetch(f))).buffer_unordered(FETCHES);
         while let Some(part) = fetched.next().await {
             let (at, data) = part?;
             parts.push((place(at), data));
@@ -130,12 +133,18 @@ impl Shared {
             let Mapped::At(location) = mapped else { continue };
             let (sco, slot) = (location.sco(), location.slot());
             if let Some(data) = self.cache.get(self.id, sco, slot) {
+                self.metrics.cache_hits.inc();
                 parts.push((place(at), data));
                 continue;
             }
             match fetches.last_mut() {
                 Some(f) if f.continues(at, location) => f.crcs.push(location.crc()),
-                _ => fetches.push(Fetch { addr: at, sco, slot, crcs: std::iter::once(location.crc()).collect() }),
+                _ => fetches.push(Fetch {
+                    addr: at,
+                    sco,
+                    slot,
+                    crcs: std::iter::once(location.crc()).collect(),
+                }),
             }
         }
         Ok(())
@@ -149,6 +158,8 @@ impl Shared {
         // A store that is away is waited for: the client sees latency, not an error.
         let what = format!("reading '{key}'");
         let data = self.persist(&what, || self.store.get_range(&key, range.clone())).await?;
+        self.metrics.backend_reads.inc();
+        self.metrics.backend_read_bytes.inc_by(len);
         self.verify(fetch.addr, &data, &fetch.crcs, || format!("object '{key}' at byte {from}"))?;
         let single = data.len() == self.cluster as usize;
         for (i, slot) in (fetch.slot..).take(fetch.crcs.len()).enumerate() {
@@ -166,6 +177,7 @@ impl Shared {
         for ((cluster, &crc), at) in data.chunks(self.cluster as usize).zip(crcs).zip(addr..) {
             let found = cluster_crc(self.id, at, cluster);
             if found != crc {
+                self.metrics.checksum_errors.inc();
                 return Err(Error::corrupt(format!(
                     "{}: cluster {at} has checksum {found:08x} and should have {crc:08x}",
                     whence()

@@ -11,6 +11,9 @@ use super::tlogs::{self, TLogSet};
 use crate::format::keys::{self, Key};
 use crate::format::manifest::{Manifest, ManifestKind, TLogRef};
 use crate::format::sco::ScoId;
+use crate::format::tlog::TLog;
+use crate::index::Mapped;
+use crate::log::Kind;
 use common::object::list_all;
 use common::{Epoch, ObjectStore, Result, VolumeId};
 use futures::StreamExt;
@@ -50,7 +53,13 @@ impl Pump {
         for named in self.tlogs.iter().cloned().collect::<Vec<_>>() {
             let what = "reading a TLog to collect its dead SCOs";
             let tlog = shared.persist(what, || tlogs::load(&*shared.store, shared.id, &named)).await?;
-            let here: Vec<ScoId> = tlog.dict.iter().map(|d| d.id).filter(|id| dead.contains(id)).collect();
+            let mut here: Vec<ScoId> =
+                tlog.dict.iter().map(|d| d.id).filter(|id| dead.contains(id)).collect();
+            for alive in self.still_mapped(&tlog, &dead)? {
+                tracing::error!(volume = %shared.id, sco = %alive, "the count of live clusters is wrong: keeping the SCO");
+                dead.remove(&alive);
+                here.retain(|id| *id != alive);
+            }
             if here.is_empty() {
                 continue;
             }
@@ -74,11 +83,29 @@ impl Pump {
         let scos = victims.iter().map(|id| keys::sco_key(shared.id, *id));
         let old = replaced.iter().map(|t| keys::object_key(shared.id, &t.obj));
         delete_quietly(&*shared.store, scos.chain(old).collect()).await;
+        shared.metrics.deleted_scos.inc_by(victims.len() as u64);
         for id in &victims {
             shared.index.drop_sco(*id);
         }
         tracing::info!(volume = %shared.id, scos = victims.len(), tlogs = replaced.len(), "deleted SCOs without live clusters");
         Ok(())
+    }
+
+    /// Asks the map itself, before it is too late, whether every entry of the dead SCOs is shadowed.
+    fn still_mapped(&self, tlog: &TLog, dead: &BTreeSet<ScoId>) -> Result<BTreeSet<ScoId>> {
+        let mut alive = BTreeSet::new();
+        let mut mapped = Vec::new();
+        for e in tlog.entries.iter().filter(|e| e.kind == Kind::Data) {
+            let sco = tlog.dict[e.dict as usize].id;
+            if dead.contains(&sco) {
+                mapped.clear();
+                self.shared.index.lookup(e.addr, e.count, &mut mapped)?;
+                if mapped.iter().any(|m| matches!(m, Mapped::At(location) if location.sco() == sco)) {
+                    alive.insert(sco);
+                }
+            }
+        }
+        Ok(alive)
     }
 
     /// Deletes the Manifest before the newest, and the list pages that only it named. An epoch's
@@ -121,7 +148,9 @@ pub(super) async fn sweep(shared: Arc<Shared>, tlogs: TLogSet) {
             tracing::info!(volume = %shared.id, objects = keys.len(), "deleting orphans of closed epochs");
             delete_quietly(&*shared.store, keys).await;
         }
-        Err(error) => tracing::warn!(volume = %shared.id, %error, "looking for orphans failed; the next open looks again"),
+        Err(error) => {
+            tracing::warn!(volume = %shared.id, %error, "looking for orphans failed; the next open looks again")
+        }
     }
 }
 
@@ -152,9 +181,14 @@ async fn orphans(shared: &Shared, tlogs: &TLogSet) -> Result<Vec<String>> {
 /// Deletes every object of a deleted volume but its Manifests.
 pub(crate) async fn delete_data(store: &dyn ObjectStore, volume: VolumeId) -> Result<usize> {
     let objects = list_all(store, &keys::volume_prefix(volume)).await?;
-    let data = objects.into_iter().map(|o| o.key).filter(|key| !matches!(keys::parse(key), Ok(Key::Manifest { .. })));
+    let data = objects
+        .into_iter()
+        .map(|o| o.key)
+        .filter(|key| !matches!(keys::parse(key), Ok(Key::Manifest { .. })));
     let mut deletes = futures::stream::iter(data)
-        .map(|key| async move { store.delete(&key).await.map_err(|e| e.context(format!("deleting '{key}'"))) })
+        .map(
+            |key| async move { store.delete(&key).await.map_err(|e| e.context(format!("deleting '{key}'"))) },
+        )
         .buffer_unordered(DELETES);
     let mut n = 0;
     while let Some(outcome) = deletes.next().await {

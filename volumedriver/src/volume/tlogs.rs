@@ -48,7 +48,12 @@ pub(crate) fn changes(tlog: &TLog) -> Vec<Change<'_>> {
             Kind::Data => {
                 let crcs = &tlog.crcs[at..at + e.count as usize];
                 at += e.count as usize;
-                changes.push(Change::Data { addr: e.addr, sco: tlog.dict[e.dict as usize].id, slot: e.slot, crcs });
+                changes.push(Change::Data {
+                    addr: e.addr,
+                    sco: tlog.dict[e.dict as usize].id,
+                    slot: e.slot,
+                    crcs,
+                });
             }
             Kind::Zero => changes.push(Change::Zero { addr: e.addr, count: e.count }),
             _ => changes.push(Change::Discard { addr: e.addr, count: e.count }),
@@ -66,7 +71,12 @@ pub(crate) fn merge(tail: &[TailSco]) -> Option<TLog> {
             map.insert(entry.addr, entry.count, (at, i));
         }
     }
-    let dict = tail.iter().map(|s| DictEntry { kind: ObjectKind::LogSco, id: s.id, len: s.len, live_upper_bound: 0 });
+    let dict = tail.iter().map(|s| DictEntry {
+        kind: ObjectKind::LogSco,
+        id: s.id,
+        len: s.len,
+        live_upper_bound: 0,
+    });
     let mut tlog = TLog {
         lsn_lo: first.lsn_lo,
         lsn_hi: last.lsn_hi,

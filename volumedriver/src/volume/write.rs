@@ -106,7 +106,8 @@ impl Shared {
                 self.modify(&mut submitted, addr, skip as usize, &part).await?;
                 n
             } else {
-                let most = MAX_ENTRY.min(u64::from(self.sco_size)).min(self.credits.max_entry()) / cluster * cluster;
+                let most =
+                    MAX_ENTRY.min(u64::from(self.sco_size)).min(self.credits.max_entry()) / cluster * cluster;
                 let n = (data.len() as u64 / cluster * cluster).min(most.max(cluster));
                 let part = data.split_to(n as usize);
                 let crcs = cluster_crcs(self.id, addr, &part, cluster as usize);

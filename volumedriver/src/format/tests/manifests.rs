@@ -108,7 +108,11 @@ proptest! {
             let (old, new) = (original.last_lsn(Epoch(epoch)).unwrap(), folded.last_lsn(Epoch(epoch)).unwrap());
             prop_assert!(old == new || (old.0 <= covered && new.0 <= covered), "epoch {}", epoch);
         }
-        // Epochs that no one had, above the TLogs, stay unknown.
+        // Epochs that no one had stay unknown, unless the TLogs cover them.
+        for unknown in (1..epoch).filter(|e| before.iter().all(|(known, _, _)| known != e)) {
+            let limit = folded.last_lsn(Epoch(unknown));
+            prop_assert!(limit.is_none_or(|lsn| lsn.0 <= covered), "epoch {}", unknown);
+        }
         prop_assert_eq!(folded.last_lsn(Epoch(epoch + 1)), None);
         prop_assert!(folded.history.windows(2).all(|h| h[0].epoch_hi < h[1].epoch_lo && h[0].last_lsn <= h[1].last_lsn));
     }
@@ -191,6 +195,15 @@ fn a_section_of_a_later_version_is_skipped_or_refused_as_it_says() {
     // A section of ours again is neither.
     let error = Manifest::decode(&with_section(&m, 2, 1, b"name")).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn each_section_is_checked_by_itself() {
+    let mut bytes = example().encode().unwrap().to_vec();
+    let name = bytes.windows(6).position(|w| w == b"web-01").unwrap();
+    bytes[name] = b'W';
+    let error = Manifest::decode(&envelope::with_checksums(&bytes)).unwrap_err();
+    assert!(error.message().starts_with("Manifest 5/12: section 2 checksum is "), "{error}");
 }
 
 #[test]

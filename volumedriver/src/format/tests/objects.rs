@@ -211,6 +211,16 @@ fn an_object_in_the_place_of_another_is_noticed() {
 }
 
 #[test]
+fn a_footer_that_tells_another_length_is_noticed() {
+    let (bytes, _) = example_page();
+    for field in [16, 24, 40] {
+        let mut bad = bytes.to_vec();
+        bad[bytes.len() - FOOTER_LEN + field] ^= 1;
+        assert!(list::decode(&envelope::with_checksums(&bad)).is_err(), "the number at {field}");
+    }
+}
+
+#[test]
 fn a_footer_of_another_object_is_noticed() {
     let (bytes, _) = example_page();
     let refs = list::decode(&bytes).unwrap().1;

@@ -118,6 +118,28 @@ fn a_block_in_the_place_of_another_is_noticed() {
 }
 
 #[test]
+fn a_piece_that_does_not_go_on_where_the_one_before_ended_is_noticed() {
+    let e = envelope(ObjectKind::TLog);
+    let (bytes, _) = tlog::encode(&e, &build(&[(9, 5000, Kind::Data, 3, 1, 0)])).unwrap();
+    let (head, header) = tlog::decode_head(&bytes).unwrap();
+    let footer = tlog::decode_footer(&bytes, bytes.len() as u64).unwrap();
+    let at = footer.index_off as usize;
+    let index = tlog::decode_index(&head, &header, &footer, &bytes[at..bytes.len() - FOOTER_LEN]).unwrap();
+    let piece = index.blocks[1];
+    // LSN, object, slot of the second piece; and the flag itself.
+    for (field, what) in [(16, "LSN"), (28, "object"), (26, "slot"), (25, "flag")] {
+        let mut bad = bytes.to_vec();
+        let off = piece.off as usize;
+        bad[off + field] ^= 1;
+        let crc = common::crc::crc32c(&bad[off..off + piece.len as usize]);
+        bad[at + 16 + 32 + 20..][..4].copy_from_slice(&crc.to_le_bytes());
+        let error = tlog::decode(&envelope::with_checksums(&bad)).expect_err(what);
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{what}: {error}");
+        assert!(!error.message().contains("checksum"), "{what}: {error}");
+    }
+}
+
+#[test]
 fn the_reference_changes_with_the_content() {
     let (_, tlog) = example();
     let e = envelope(ObjectKind::TLog);

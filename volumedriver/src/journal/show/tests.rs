@@ -72,7 +72,7 @@ fn a_whole_segment_is_told_entry_by_entry() {
 }
 
 #[test]
-fn a_torn_end_is_no_problem_but_damage_below_the_durable_position_is() {
+fn a_torn_end_is_no_problem_but_damage_before_valid_records_is() {
     let (mut bytes, begins) = segment(3);
     bytes[begins[2] + 90] ^= 1;
     assert_eq!(problems(&bytes), Vec::<String>::new(), "nobody said that the last record was durable");

@@ -1,5 +1,5 @@
 //! A router's volume driver over the simulated doors, that can be killed and powered off.
-#![allow(dead_code)]
+#![allow(dead_code, missing_docs)]
 
 use bytes::Bytes;
 use common::sim::{SimClock, SimDisk, SimObjectStore, SimTable};
@@ -23,7 +23,14 @@ pub struct World {
 }
 
 pub fn settings() -> Settings {
-    Settings { journal_mib: 48, segment_mib: 4, buffer_mib: 16, read_cache_mib: 1, index_cache_mib: 4, ..Settings::default() }
+    Settings {
+        journal_mib: 48,
+        segment_mib: 4,
+        buffer_mib: 16,
+        read_cache_mib: 1,
+        index_cache_mib: 4,
+        ..Settings::default()
+    }
 }
 
 impl World {
@@ -55,7 +62,7 @@ impl World {
         let mut registry = Default::default();
         let driver = Driver::start(
             self.settings.clone(),
-            Arc::new(self.disk.clone()),
+            Arc::new(self.disk.process()),
             self.table.clone(),
             self.clock.clone(),
             &mut registry,
@@ -72,6 +79,16 @@ impl World {
     /// SIGKILL: every handle is void, what was handed to the kernel stays.
     pub fn kill(&mut self) {
         self.disk.kill();
+        // What the dead process still does reaches the store at most, as a zombie's late put does.
+        self.table = Arc::new(self.table.successor());
+        self.driver = None;
+    }
+
+    /// A power cut: unsynced sectors and table batches are lost by chance.
+    pub fn cut_power(&mut self, chance: &mut fastrand::Rng) {
+        self.disk.crash(|| chance.bool());
+        self.table = Arc::new(self.table.successor());
+        self.table.crash(|n| chance.usize(0..=n));
         self.driver = None;
     }
 

@@ -1,0 +1,392 @@
+//! Listeners, connections, shutdown.
+
+use super::handshake::{self, Chosen, Failure, Handshake, Patience};
+use super::input::Input;
+use super::transmission::{End, Serving, transmit};
+use super::{handshake::Outcome, tls};
+use crate::config::Settings;
+use crate::metrics::Metrics;
+use common::error::Context;
+use common::{Clock, Error, Exports, Result};
+use prometheus_client::registry::Registry;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// Time for requests in flight when the server stops.
+const GRACE: Duration = Duration::from_secs(5);
+/// Pause after `accept` failed, for want of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// An NBD server that is bound to its addresses.
+pub struct Server {
+    settings: Arc<Settings>,
+    tcp: Option<TcpListener>,
+    unix: Option<(UnixListener, SocketFile)>,
+    acceptor: Option<TlsAcceptor>,
+    exports: Arc<dyn Exports>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
+/// The file of a unix socket; removed with the server.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// Everything a connection needs.
+struct Shared {
+    serving: Serving,
+    exports: Arc<dyn Exports>,
+    acceptor: Option<TlsAcceptor>,
+}
+
+impl Server {
+    /// Binds the listeners of `settings` and reads its certificates; serves nobody yet.
+    ///
+    /// # Errors
+    /// Names the setting and the address, path or file that does not do: an address in use is
+    /// [`common::ErrorKind::Conflict`].
+    pub async fn bind(
+        settings: Settings,
+        exports: Arc<dyn Exports>,
+        clock: Arc<dyn Clock>,
+        registry: &mut Registry,
+    ) -> Result<Server> {
+        // Who may listen where was decided by the caller of `Settings::check`.
+        settings.check(true)?;
+        let acceptor = tls::acceptor(&settings)?;
+        let tcp = match settings.tcp() {
+            Some(address) => Some(bind_tcp(address).await?),
+            None => None,
+        };
+        let unix = match settings.unix_path() {
+            Some(path) => Some(bind_unix(path).await?),
+            None => None,
+        };
+        let metrics = Metrics::new(registry);
+        Ok(Server { settings: Arc::new(settings), tcp, unix, acceptor, exports, clock, metrics })
+    }
+
+    /// The TCP address that is listened on; with port 0 in the settings, the port that was found.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().and_then(|l| l.local_addr().ok())
+    }
+
+    /// The path of the unix socket that is listened on.
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.unix.as_ref().map(|(_, file)| file.0.as_path())
+    }
+
+    /// Serves until `shutdown` turns true (or its sender is dropped); then accepts nobody, lets
+    /// requests in flight finish, for at most 5 s, and closes.
+    pub async fn serve(self, mut shutdown: watch::Receiver<bool>) {
+        let Server { settings, tcp, unix, acceptor, exports, clock, metrics } = self;
+        let shared = Arc::new(Shared {
+            serving: Serving { settings, metrics, clock, shutdown: shutdown.clone() },
+            exports,
+            acceptor,
+        });
+        let serving = &shared.serving;
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                _ = shutdown.wait_for(|stop| *stop) => break,
+                Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                    report(ended);
+                    continue;
+                }
+                accepted = accept_tcp(tcp.as_ref()) => accepted,
+                accepted = accept_unix(unix.as_ref()) => accepted,
+            };
+            let accepted = match accepted {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    tracing::warn!("NBD: a connection could not be accepted: {e}");
+                    serving.clock.sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            while let Some(ended) = connections.try_join_next() {
+                report(ended);
+            }
+            let limit = serving.settings.max_connections;
+            if connections.len() >= limit {
+                serving.metrics.refused.inc();
+                tracing::warn!(
+                    limit,
+                    "NBD: connection turned away: nbd.max_connections are open; raise it or close some"
+                );
+                continue;
+            }
+            connections.spawn(connection(accepted, shared.clone()));
+        }
+        drop((tcp, unix));
+        let open = connections.len();
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, all).await.is_err() {
+            tracing::warn!(
+                open = connections.len(),
+                "NBD: requests did not finish within {} s: their connections are cut",
+                GRACE.as_secs()
+            );
+            connections.shutdown().await;
+        }
+        tracing::debug!(closed = open, "NBD server stopped");
+    }
+}
+
+fn report(ended: std::result::Result<(), tokio::task::JoinError>) {
+    if let Err(e) = ended
+        && e.is_panic()
+    {
+        tracing::error!("NBD: a connection's task failed: {e}");
+    }
+}
+
+async fn accept_tcp(listener: Option<&TcpListener>) -> std::io::Result<Accepted> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
+        None => std::future::pending().await,
+    }
+}
+
+async fn accept_unix(listener: Option<&(UnixListener, SocketFile)>) -> std::io::Result<Accepted> {
+    match listener {
+        Some((listener, _)) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        None => std::future::pending().await,
+    }
+}
+
+async fn bind_tcp(address: &str) -> Result<TcpListener> {
+    let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
+        .await
+        .context(format!("nbd.listen: {address} is no address"))?
+        .collect();
+    let mut last = Error::invalid(format!("nbd.listen: {address} resolves to nothing"));
+    for socket_address in resolved {
+        match listen_tcp(socket_address) {
+            Ok(listener) => return Ok(listener),
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                return Err(Error::conflict(format!(
+                    "nbd.listen: {socket_address} is in use, perhaps by another storage router, nbd-server, \
+                     nbdkit or qemu-nbd (`ss -ltnp sport = :{}` shows which): stop that, or choose another \
+                     nbd.listen",
+                    socket_address.port()
+                )));
+            }
+            Err(e) => last = Error::io(format!("nbd.listen: listening on {socket_address}"), &e),
+        }
+    }
+    Err(last)
+}
+
+fn listen_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
+    use rustix::net::sockopt;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    // Accepted connections inherit these: a client whose machine died must not keep its disk in
+    // use for ever.
+    socket.set_keepalive(true)?;
+    sockopt::set_tcp_keepidle(&socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(&socket, 6)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Binds a unix socket that nobody but this user can ever connect to: the file gets its mode
+/// before anyone listens and its name after.
+async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile)> {
+    let shown = path.display();
+    match std::fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io(format!("nbd.unix: looking at {shown}"), &e)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::conflict(format!(
+                "nbd.unix: {shown} exists and is no socket: remove it, or choose another nbd.unix"
+            )));
+        }
+        Ok(_) => match UnixStream::connect(path).await {
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                tracing::debug!("nbd.unix: replacing {shown}, on which nobody listens");
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(format!("nbd.unix: looking who listens on {shown}"), &e)),
+            Ok(_) => {
+                return Err(Error::conflict(format!(
+                    "nbd.unix: {shown} is in use by another process (`ss -lxp` shows which): stop that, or \
+                     choose another nbd.unix"
+                )));
+            }
+        },
+    }
+    let mut early = path.as_os_str().to_owned();
+    early.push(".new");
+    let early = PathBuf::from(early);
+    let bound = (|| {
+        let _ = std::fs::remove_file(&early);
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(&early)?;
+        std::fs::set_permissions(&early, std::fs::Permissions::from_mode(0o600))?;
+        let listener = socket.listen(BACKLOG)?;
+        std::fs::rename(&early, path)?;
+        Ok(listener)
+    })();
+    let listener = bound.map_err(|e: std::io::Error| {
+        let _ = std::fs::remove_file(&early);
+        Error::io(format!("nbd.unix: listening on {shown}"), &e)
+    })?;
+    Ok((listener, SocketFile(path.to_owned())))
+}
+
+/// Counts a connection while it lives.
+struct Counted<'a>(&'a Metrics);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+async fn connection(accepted: Accepted, shared: Arc<Shared>) {
+    let metrics = &shared.serving.metrics;
+    metrics.connections.inc();
+    let _counted = Counted(metrics);
+    match accepted {
+        Accepted::Tcp(stream, peer) => {
+            // A reply must not wait for the acknowledgement of the one before it.
+            let _ = stream.set_nodelay(true);
+            converse(stream, &peer.to_string(), &shared).await;
+        }
+        Accepted::Unix(stream) => converse(stream, "unix", &shared).await,
+    }
+}
+
+/// A connection from its greeting to its end.
+async fn converse<S>(mut stream: S, peer: &str, shared: &Shared)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut stop = shared.serving.shutdown.clone();
+    let greeted = tokio::select! {
+        greeted = shake(&mut stream, shared) => greeted,
+        _ = stop.wait_for(|stop| *stop) => return,
+    };
+    let ended = match greeted {
+        Ok(Shaken::Left) => return tracing::debug!(peer, "NBD client left before it chose an export"),
+        Ok(Shaken::Plain(input, chosen)) => {
+            serve_export(&mut stream, input, chosen, peer, false, shared).await
+        }
+        Ok(Shaken::Upgrade { no_zeroes, mut patience }) => {
+            let Some(acceptor) = &shared.acceptor else { return };
+            let upgraded = async {
+                let mut secure = patience.wait(acceptor.accept(&mut stream)).await?;
+                let mut input = Input::new();
+                let context = context(shared, true);
+                let mut phase = Handshake::new(&mut secure, &mut input, context, &mut patience);
+                phase.set_no_zeroes(no_zeroes);
+                let outcome = phase.negotiate().await?;
+                Ok::<_, Failure>((secure, input, outcome))
+            };
+            let upgraded = tokio::select! {
+                upgraded = upgraded => upgraded,
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+            match upgraded {
+                Ok((mut secure, input, Outcome::Go(chosen))) => {
+                    serve_export(&mut secure, input, chosen, peer, true, shared).await
+                }
+                Ok(_) => return tracing::debug!(peer, "NBD client left before it chose an export"),
+                Err(e) => Err(e),
+            }
+        }
+        Err(e) => Err(e),
+    };
+    if let Err(failure) = ended {
+        match failure {
+            Failure::Gone(e) => tracing::debug!(peer, "NBD client went away during the handshake: {e}"),
+            Failure::Slow => tracing::warn!(
+                peer,
+                "NBD handshake not done within {} s: the client is cut",
+                handshake::PATIENCE.as_secs()
+            ),
+            Failure::Protocol(what) => {
+                shared.serving.metrics.protocol_errors.inc();
+                tracing::warn!(peer, "NBD handshake given up: {what}");
+            }
+        }
+    }
+}
+
+enum Shaken<'a> {
+    Left,
+    Plain(Input, Chosen),
+    Upgrade { no_zeroes: bool, patience: Patience<'a> },
+}
+
+fn context(shared: &Shared, secure: bool) -> handshake::Context<'_> {
+    handshake::Context { exports: &*shared.exports, tls: shared.serving.settings.tls, secure }
+}
+
+/// The phase in plain text.
+async fn shake<'a, S>(stream: &mut S, shared: &'a Shared) -> std::result::Result<Shaken<'a>, Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let mut patience = Patience::new(&*shared.serving.clock, handshake::PATIENCE);
+    let mut input = Input::new();
+    let mut phase = Handshake::new(stream, &mut input, context(shared, false), &mut patience);
+    phase.greet().await?;
+    let no_zeroes = phase.no_zeroes();
+    Ok(match phase.negotiate().await? {
+        Outcome::Go(chosen) => Shaken::Plain(input, chosen),
+        Outcome::StartTls => Shaken::Upgrade { no_zeroes, patience },
+        Outcome::Left => Shaken::Left,
+    })
+}
+
+/// Transmission, and what the log says about it.
+async fn serve_export<S>(
+    stream: &mut S,
+    input: Input,
+    chosen: Chosen,
+    peer: &str,
+    tls: bool,
+    shared: &Shared,
+) -> std::result::Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let export = chosen.name.as_str();
+    tracing::info!(export, peer, tls, replies = ?chosen.replies, "NBD client connected");
+    match transmit(stream, input, &chosen, &shared.serving).await {
+        End::Disconnected => tracing::info!(export, peer, "NBD client disconnected"),
+        End::Gone(None) => tracing::info!(export, peer, "NBD client went away"),
+        End::Gone(Some(e)) => tracing::info!(export, peer, "NBD client went away: {e}"),
+        End::Stopped => tracing::info!(export, peer, "NBD connection closed: the server stops"),
+        End::Protocol(what) => {
+            shared.serving.metrics.protocol_errors.inc();
+            tracing::warn!(export, peer, "NBD client cut: {what}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! vDisks.
+
+use super::State;
+use super::extract::{Body, Names, Params};
+use super::problem::Answer;
+use crate::types::{
+    Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter, VdiskList, VdiskPatch,
+    VdiskState,
+};
+use axum::Json;
+use axum::extract;
+use axum::http::StatusCode;
+use axum::http::header::LOCATION;
+use axum::response::IntoResponse;
+use common::Error;
+use objectrouter::{CreateVdisk, VdiskInfo};
+use std::time::Duration;
+
+/// Seconds that a drain waits unless said otherwise, and the most that it does.
+const WAIT: u64 = 60;
+const MAX_WAIT: u64 = 3600;
+
+/// The path in a query: everything that could mean something there is escaped.
+fn escaped(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(byte as char)
+            }
+            _ => text.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    text
+}
+
+fn shown(state: &State, info: VdiskInfo) -> Vdisk {
+    // Names hold nothing that needs escaping in a URI.
+    let nbd_uri = state.nbd_uri.as_ref().map(|template| {
+        template.replace("{vpool}", info.vpool.as_str()).replace("{vdisk}", info.name.as_str())
+    });
+    let nbd_unix_uri = state
+        .nbd_unix
+        .as_ref()
+        .map(|socket| format!("nbd+unix:///{}/{}?socket={}", info.vpool, info.name, escaped(socket)));
+    let status = info.status.as_ref();
+    Vdisk {
+        name: info.name.to_string(),
+        vpool: info.vpool.to_string(),
+        id: info.id.to_string(),
+        size_bytes: info.size,
+        stored_bytes: status.map(|s| s.stored_bytes),
+        live_bytes: status.map(|s| s.live_bytes),
+        dirty_bytes: status.map(|s| s.dirty_bytes),
+        epoch: info.epoch.0,
+        sco_size_bytes: info.sco_size,
+        frontiers: status.map(|s| Frontiers {
+            accepted: s.frontiers.accepted.0,
+            synced: s.frontiers.synced.0,
+            sealed: s.frontiers.sealed.0,
+            committed: s.frontiers.committed.0,
+            trimmed: s.frontiers.trimmed.0,
+        }),
+        state: match info.state {
+            objectrouter::VdiskState::Serving => VdiskState::Serving,
+            objectrouter::VdiskState::Degraded => VdiskState::Degraded,
+            objectrouter::VdiskState::Stopped => VdiskState::Stopped,
+            objectrouter::VdiskState::Opening => VdiskState::Opening,
+            objectrouter::VdiskState::Failed => VdiskState::Failed,
+            objectrouter::VdiskState::Creating => VdiskState::Creating,
+            objectrouter::VdiskState::Deleting => VdiskState::Deleting,
+        },
+        reason: info.reason,
+        in_use: info.clients,
+        read_only: info.read_only,
+        dtl: Dtl { mode: info.dtl.as_str().to_string() },
+        owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
+        nbd_uri,
+        nbd_unix_uri,
+    }
+}
+
+/// All vDisks, or those of one vPool.
+#[utoipa::path(get, path = "/api/v1/vdisks", tag = "vdisks", params(VdiskFilter), responses(
+    (status = 200, description = "The vDisks, in order of vPool and name", body = VdiskList),
+    (status = 404, description = "There is no such vPool", body = Problem),
+))]
+pub(super) async fn list(
+    extract::State(state): extract::State<State>,
+    Params(filter): Params<VdiskFilter>,
+) -> Answer<Json<VdiskList>> {
+    let vpool = filter.vpool.map(|name| state.router.vpool(&name)).transpose()?.map(|vpool| vpool.name);
+    let wanted = |vdisk: &VdiskInfo| vpool.as_ref().is_none_or(|name| vdisk.vpool == *name);
+    let vdisks = state.router.vdisks().into_iter().filter(wanted);
+    Ok(Json(VdiskList { items: vdisks.map(|vdisk| shown(&state, vdisk)).collect() }))
+}
+
+/// Make a vDisk. It serves at once.
+#[utoipa::path(post, path = "/api/v1/vdisks", tag = "vdisks", request_body = VdiskCreate, responses(
+    (status = 201, description = "The new vDisk", body = Vdisk),
+    (status = 400, description = "The request can't be right", body = Problem),
+    (status = 404, description = "There is no such vPool", body = Problem),
+    (status = 409, description = "The name is taken", body = Problem),
+    (status = 503, description = "The object store does not answer", body = Problem),
+))]
+pub(super) async fn create(
+    extract::State(state): extract::State<State>,
+    Body(body): Body<VdiskCreate>,
+) -> Answer<impl IntoResponse> {
+    let spec = CreateVdisk {
+        vpool: body.vpool,
+        name: body.name.parse()?,
+        size: body.size_bytes,
+        sco_size: body.sco_size_bytes,
+    };
+    let vdisk = shown(&state, state.router.create_vdisk(spec).await?);
+    let location = format!("/api/v1/vdisks/{}/{}", vdisk.vpool, vdisk.name);
+    Ok((StatusCode::CREATED, [(LOCATION, location)], Json(vdisk)))
+}
+
+/// One vDisk.
+#[utoipa::path(get, path = "/api/v1/vdisks/{vpool}/{name}", tag = "vdisks",
+    params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id")),
+    responses(
+    (status = 200, description = "The vDisk", body = Vdisk),
+    (status = 404, description = "There is no such vDisk", body = Problem),
+))]
+pub(super) async fn show(
+    extract::State(state): extract::State<State>,
+    Names((vpool, name)): Names<(String, String)>,
+) -> Answer<Json<Vdisk>> {
+    Ok(Json(shown(&state, state.router.vdisk(&vpool, &name)?)))
+}
+
+/// Grow a vDisk, online. Clients that connect from then on see the new size.
+#[utoipa::path(patch, path = "/api/v1/vdisks/{vpool}/{name}", tag = "vdisks", request_body = VdiskPatch,
+    params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id")),
+    responses(
+    (status = 200, description = "The vDisk with its new size", body = Vdisk),
+    (status = 400, description = "Not a valid size", body = Problem),
+    (status = 404, description = "There is no such vDisk", body = Problem),
+    (status = 501, description = "A vDisk can't shrink", body = Problem),
+    (status = 503, description = "The vDisk is not open", body = Problem),
+))]
+pub(super) async fn resize(
+    extract::State(state): extract::State<State>,
+    Names((vpool, name)): Names<(String, String)>,
+    Body(body): Body<VdiskPatch>,
+) -> Answer<Json<Vdisk>> {
+    let info = state.router.resize_vdisk(&vpool, &name, body.size_bytes).await?;
+    Ok(Json(shown(&state, info)))
+}
+
+/// Delete a vDisk with all of its data.
+#[utoipa::path(delete, path = "/api/v1/vdisks/{vpool}/{name}", tag = "vdisks",
+    params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id"),
+        VdiskDelete),
+    responses(
+    (status = 204, description = "It is gone"),
+    (status = 403, description = "It is in use", body = Problem),
+    (status = 404, description = "There is no such vDisk", body = Problem),
+    (status = 503, description = "The object store does not answer", body = Problem),
+))]
+pub(super) async fn delete(
+    extract::State(state): extract::State<State>,
+    Names((vpool, name)): Names<(String, String)>,
+    Params(query): Params<VdiskDelete>,
+) -> Answer<StatusCode> {
+    state.router.delete_vdisk(&vpool, &name, query.force).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Seal and upload everything that was accepted so far.
+#[utoipa::path(post, path = "/api/v1/vdisks/{vpool}/{name}/drain", tag = "vdisks",
+    params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id"),
+        Drain),
+    responses(
+    (status = 200, description = "It is all on the object store", body = Vdisk),
+    (status = 202, description = "It has begun, and was not waited for", body = Vdisk),
+    (status = 404, description = "There is no such vDisk", body = Problem),
+    (status = 503, description = "Not done in time; it goes on by itself", body = Problem),
+))]
+pub(super) async fn drain(
+    extract::State(state): extract::State<State>,
+    Names((vpool, name)): Names<(String, String)>,
+    Params(query): Params<Drain>,
+) -> Answer<impl IntoResponse> {
+    let seconds = query.wait.unwrap_or(WAIT);
+    if seconds > MAX_WAIT {
+        return Err(Error::invalid(format!("query: 'wait' is {seconds} seconds, at most {MAX_WAIT}")).into());
+    }
+    let wait = (seconds > 0).then(|| Duration::from_secs(seconds));
+    let info = state.router.drain_vdisk(&vpool, &name, wait).await?;
+    let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(shown(&state, info))))
+}

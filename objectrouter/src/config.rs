@@ -1,0 +1,43 @@
+//! Settings of the object router, with their defaults.
+
+use serde::{Deserialize, Serialize};
+
+/// `[objectrouter]` of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Volumes that are opened at a time in the background; a client's own request does not wait for them.
+    pub parallel_opens: usize,
+    /// Longest pause, in seconds, between two tries to open a vPool or a volume.
+    pub retry_seconds: u64,
+    /// Seconds that detaching a vPool waits for the unsent data of each of its vDisks.
+    pub detach_drain_seconds: u64,
+    /// Seconds after which the last traces of a deleted vDisk are removed from the object store;
+    /// not less than `volumedriver.delete_grace_seconds`.
+    pub purge_after_seconds: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { parallel_opens: 16, retry_seconds: 30, detach_drain_seconds: 600, purge_after_seconds: 3700 }
+    }
+}
+
+impl Settings {
+    /// Says which setting can't be right, by its key.
+    pub fn check(&self) -> Result<(), String> {
+        if !(1..=1024).contains(&self.parallel_opens) {
+            return Err(format!(
+                "objectrouter.parallel_opens = {} is out of range (1 to 1024)",
+                self.parallel_opens
+            ));
+        }
+        if !(1..=3600).contains(&self.retry_seconds) {
+            return Err(format!(
+                "objectrouter.retry_seconds = {} is out of range (1 to 3600)",
+                self.retry_seconds
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Who owns a vDisk, and how to get to it.
+//!
+//! Today one storage router owns everything; the registry already has the shape for many: each
+//! record names its owner and the newest epoch, and every change of it is one transaction that
+//! asserts what it was based on.
+//!
+//! | room | what |
+//! |---|---|
+//! | [`config`] | settings |
+//! | [`router`] | [`Router`]: vPools and vDisks from creation to deletion, and [`common::Exports`] |
+//! | `registry` | the records and their transactions |
+//! | `vpool`, `vdisk` | one of each in memory |
+//! | `handle` | a client's handle: counted, revocable |
+//! | [`sizes`] | which sizes are valid |
+//! | [`offline`] | what the registry of a stopped router says, for tools |
+//! | `tasks` | background work with names and an end |
+//! | `metrics` | gauges, computed when they are asked for |
+//!
+//! Does not own: the log of a volume (volumedriver), the kinds of object stores (they come in
+//! through [`OpenStore`]), protocols (edge, framework), the registry's storage ([`common::Kv`]).
+
+pub mod config;
+mod handle;
+mod metrics;
+pub mod offline;
+mod registry;
+pub mod router;
+pub mod sizes;
+mod tasks;
+mod vdisk;
+mod vpool;
+
+pub use config::Settings;
+pub use registry::DtlMode;
+pub use router::{
+    Adopted, CreateVdisk, CreateVpool, HealthItem, HealthLevel, OpenStore, OpenedStore, Router,
+    RouterExports, Stores,
+};
+pub use vdisk::{VdiskInfo, VdiskState};
+pub use vpool::{VpoolInfo, VpoolState};

@@ -1,0 +1,380 @@
+//! The keeper of a vPool: opens its object store and its volumes, resumes what a crash cut short,
+//! and tries again what failed for a reason that may pass.
+
+use super::Router;
+use crate::registry::{Stored, VdiskLife, VdiskRecord, VpoolLife};
+use crate::vdisk::{Phase, Vdisk};
+use crate::vpool::{PoolPhase, Vpool};
+use common::{Clock, Epoch, Error, ErrorKind, Result};
+use futures::StreamExt;
+use std::sync::Arc;
+use std::time::Duration;
+use volumedriver::{CreateVolume, Pool};
+
+/// Epochs of one vPool raised in one registry transaction.
+const EPOCHS_PER_TRANSACTION: usize = 100;
+/// Tries of a registry change that meets another one.
+const REGISTRY_TRIES: usize = 4;
+const PURGE_PAUSE: Duration = Duration::from_secs(300);
+
+/// Pauses between tries: doubling, with chance, up to a bound.
+pub(super) struct Backoff {
+    next: Duration,
+    max: Duration,
+}
+
+impl Backoff {
+    const MIN: Duration = Duration::from_millis(200);
+
+    pub(super) fn new(max: Duration) -> Self {
+        Self { next: Self::MIN.min(max), max }
+    }
+
+    /// The pause before the next try: between half and all of the present bound.
+    pub(super) fn pause(&mut self, clock: &dyn Clock) -> Duration {
+        let bound = self.next;
+        self.next = (bound * 2).min(self.max);
+        let micros = bound.as_micros() as u64;
+        Duration::from_micros(micros / 2 + clock.random() % (micros / 2 + 1))
+    }
+
+    fn reset(&mut self) {
+        self.next = Self::MIN.min(self.max);
+    }
+}
+
+impl Router {
+    /// Starts the keeper of a vPool.
+    pub(super) fn keep(self: Arc<Self>, pool: Arc<Vpool>) -> Result<()> {
+        let tasks = self.tasks.clone();
+        tasks.spawn(format!("keep vPool {}", pool.name), async move {
+            tokio::select! {
+                () = self.tasks.stopped() => {}
+                () = self.keep_pool(&pool) => {}
+            }
+        })
+    }
+
+    // Everything that must not be cut in two by the end of this future runs in tasks of its own.
+    async fn keep_pool(self: &Arc<Self>, pool: &Arc<Vpool>) {
+        let mut backoff = Backoff::new(Duration::from_secs(self.settings.retry_seconds));
+        while pool.pool().is_err() && !pool.is_gone() {
+            match self.open_pool(pool).await {
+                Ok(opened) => {
+                    tracing::info!(vpool = %pool.name, "vPool is open");
+                    pool.phase.send_if_modified(|phase| match phase {
+                        PoolPhase::Gone => false,
+                        _ => {
+                            *phase = PoolPhase::Open(opened);
+                            true
+                        }
+                    });
+                }
+                Err(error) => {
+                    if pool.problem().is_none_or(|seen| !seen.message().ends_with(error.message())) {
+                        tracing::warn!(vpool = %pool.name, %error, "can't open vPool; trying again");
+                    }
+                    pool.phase.send_if_modified(|phase| match phase {
+                        PoolPhase::Gone => false,
+                        _ => {
+                            *phase = PoolPhase::Opening(Some(error));
+                            true
+                        }
+                    });
+                    self.pause(pool, backoff.pause(&*self.clock)).await;
+                }
+            }
+        }
+        backoff.reset();
+        while !pool.is_gone() {
+            if self.settle(pool).await {
+                backoff.reset();
+                pool.kick.notified().await;
+            } else {
+                self.pause(pool, backoff.pause(&*self.clock)).await;
+            }
+        }
+    }
+
+    async fn pause(&self, pool: &Vpool, pause: Duration) {
+        tokio::select! {
+            () = self.clock.sleep(pause) => {}
+            () = pool.kick.notified() => {}
+        }
+    }
+
+    async fn open_pool(self: &Arc<Self>, pool: &Arc<Vpool>) -> Result<Pool> {
+        let Stored { record, .. } = pool.stored();
+        let opened = (self.stores.open)(record.backend.clone()).await?;
+        pool.set_about(opened.description, opened.warning);
+        let found = match Pool::open(opened.store.clone()).await {
+            Ok(found) => found,
+            // Its deletion got as far as its root before a crash.
+            Err(error) if error.kind == ErrorKind::NotFound && record.state == VpoolLife::Deleting => {
+                return Ok(Pool {
+                    info: volumedriver::PoolInfo {
+                        id: record.id.0,
+                        name: pool.name.to_string(),
+                        cluster_size: record.cluster_size,
+                    },
+                    store: opened.store,
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        if found.info.id != record.id.0 {
+            return Err(Error::conflict(format!(
+                "another vPool lies there: '{}' with id {:032x}, expected {}",
+                found.info.name, found.info.id, record.id
+            )));
+        }
+        if found.info.cluster_size != record.cluster_size {
+            return Err(Error::corrupt(format!(
+                "the vPool there has clusters of {} bytes, the registry says {}",
+                found.info.cluster_size, record.cluster_size
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Brings the vDisks of an open vPool to where their records say; true when nothing is left
+    /// that another try may change.
+    async fn settle(self: &Arc<Self>, pool: &Arc<Vpool>) -> bool {
+        if pool.stored().record.state == VpoolLife::Deleting {
+            let (router, subject) = (self.clone(), pool.clone());
+            let work = async move { router.finish_vpool_delete(&subject).await };
+            let result = self.tasks.run(format!("delete vPool {}", pool.name), work).await;
+            if let Err(error) = &result {
+                tracing::warn!(vpool = %pool.name, %error, "can't delete vPool yet; trying again");
+            }
+            return result.is_ok();
+        }
+        let unsettled: Vec<_> = self.vdisks_of(&pool.name).into_iter().filter(|v| v.is_unsettled()).collect();
+        self.raise_epochs(pool, &unsettled).await;
+        futures::stream::iter(unsettled)
+            .for_each_concurrent(self.settings.parallel_opens, |vdisk| async move {
+                let Ok(_permit) = self.opens.acquire().await else { return };
+                let (router, subject, seen) = (self.clone(), vdisk.clone(), vdisk.tries());
+                let work = async move {
+                    router.advance(&subject, seen).await;
+                    Ok(())
+                };
+                // Its only error is that the router stops.
+                let _ = self.tasks.run(format!("open vDisk {vdisk}"), work).await;
+            })
+            .await;
+        !self.vdisks_of(&pool.name).iter().any(|v| v.is_unsettled())
+    }
+
+    /// Takes an epoch for each vDisk that will be opened, many in one transaction. What fails here
+    /// is done again, one by one, when the volume is opened.
+    async fn raise_epochs(&self, pool: &Arc<Vpool>, vdisks: &[Arc<Vdisk>]) {
+        let wanting: Vec<_> = vdisks
+            .iter()
+            .filter(|v| v.stored().record.state == VdiskLife::Active && !v.has_epoch())
+            .collect();
+        for chunk in wanting.chunks(EPOCHS_PER_TRANSACTION) {
+            let mut changes = Vec::with_capacity(chunk.len());
+            let mut held = Vec::with_capacity(chunk.len());
+            for vdisk in chunk {
+                // A busy vDisk is being opened by a client right now, and takes its own.
+                let Ok(work) = vdisk.work.try_lock() else { continue };
+                let Stored { mut record, revision } = vdisk.stored();
+                if vdisk.has_epoch() || vdisk.volume().is_some() || record.state != VdiskLife::Active {
+                    continue;
+                }
+                record.epoch = record.epoch.next();
+                changes.push((vdisk.name.clone(), record, revision));
+                held.push((vdisk, work));
+            }
+            if changes.is_empty() {
+                continue;
+            }
+            match self.records.put_vdisks(&pool.name, &changes).await {
+                Ok(revision) => {
+                    for ((vdisk, _work), (_, record, _)) in held.into_iter().zip(changes) {
+                        vdisk.give_epoch(record.epoch);
+                        vdisk.set_stored(Stored { record, revision });
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(vpool = %pool.name, %error, "can't raise epochs together; one by one now");
+                }
+            }
+        }
+    }
+
+    /// Changes the record of a vDisk whose `work` the caller holds.
+    pub(super) async fn change_record(
+        &self,
+        vdisk: &Vdisk,
+        change: impl Fn(&mut VdiskRecord),
+    ) -> Result<VdiskRecord> {
+        let mut tries = REGISTRY_TRIES;
+        loop {
+            let Stored { mut record, revision } = vdisk.stored();
+            change(&mut record);
+            let changes = [(vdisk.name.clone(), record.clone(), revision)];
+            match self.records.put_vdisks(&vdisk.pool.name, &changes).await {
+                Ok(revision) => {
+                    vdisk.set_stored(Stored { record: record.clone(), revision });
+                    return Ok(record);
+                }
+                Err(error) if error.kind == ErrorKind::Conflict && tries > 1 => {
+                    tries -= 1;
+                    match self.records.vdisk(&vdisk.pool.name, &vdisk.name).await? {
+                        Some(now) if now.record.id == vdisk.id => vdisk.set_stored(now),
+                        _ => {
+                            return Err(Error::not_found(format!(
+                                "the registry has no vDisk '{vdisk}' any more"
+                            )));
+                        }
+                    }
+                }
+                Err(error) => return Err(error.context(format!("vDisk '{vdisk}'"))),
+            }
+        }
+    }
+
+    /// Does what is next for a vDisk that does not serve: completes its creation, opens it, or
+    /// resumes its deletion. Does nothing when another try ended since `seen`. The outcome is the
+    /// vDisk's phase.
+    pub(super) async fn advance(self: &Arc<Self>, vdisk: &Arc<Vdisk>, seen: u64) {
+        let _work = vdisk.work.lock().await;
+        if vdisk.tries() != seen || vdisk.volume().is_some() {
+            return;
+        }
+        let pool = match vdisk.pool.pool() {
+            Ok(pool) => pool,
+            Err(error) => return vdisk.tried(Phase::Failed(error)),
+        };
+        let state = vdisk.stored().record.state;
+        let result = match state {
+            VdiskLife::Deleting => self.finish_delete(vdisk, &pool).await,
+            // Somebody is about to decide.
+            _ if matches!(vdisk.phase(), Phase::Leaving) => return,
+            VdiskLife::Creating => match self.finish_create(vdisk, &pool).await {
+                Ok(()) => self.open_volume(vdisk, &pool).await,
+                Err(error) => Err(error),
+            },
+            VdiskLife::Active => self.open_volume(vdisk, &pool).await,
+        };
+        if let Err(error) = result {
+            let what = match state {
+                VdiskLife::Deleting => "delete",
+                VdiskLife::Creating => "create",
+                VdiskLife::Active => "open",
+            };
+            tracing::warn!(vdisk = %vdisk, volume = %vdisk.id, %error, "can't {what} vDisk");
+            vdisk.tried(Phase::Failed(error));
+        }
+    }
+
+    /// Opens the volume under a new epoch; the caller holds `work`.
+    pub(super) async fn open_volume(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &Pool) -> Result<()> {
+        let owner = vdisk.stored().record.owner;
+        if owner != self.node {
+            return Err(Error::new(ErrorKind::NotOwner, format!("it belongs to node {owner}")));
+        }
+        let epoch = match vdisk.take_epoch() {
+            Some(epoch) => epoch,
+            None => self.change_record(vdisk, |record| record.epoch = record.epoch.next()).await?.epoch,
+        };
+        let volume = self.driver.open(pool, vdisk.id, epoch).await?;
+        let status = volume.status();
+        tracing::info!(vdisk = %vdisk, volume = %vdisk.id, epoch = status.epoch.0, "vDisk is open");
+        vdisk.tried(Phase::Open(volume));
+        // The journal or the backend may know a higher epoch, and a size that was changed right
+        // before a crash. The registry is told; when it can't be, the next open finds out again.
+        let record = vdisk.stored().record;
+        if record.epoch < status.epoch || record.size != status.size {
+            let told = self.change_record(vdisk, |record| {
+                record.epoch = record.epoch.max(status.epoch);
+                record.size = status.size;
+            });
+            if let Err(error) = told.await {
+                tracing::warn!(vdisk = %vdisk, %error, "can't note size and epoch in the registry");
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes a creation, or turns it into a deletion when it can't be; the caller holds `work`.
+    pub(super) async fn finish_create(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &Pool) -> Result<()> {
+        let record = vdisk.stored().record;
+        let spec = CreateVolume {
+            id: vdisk.id,
+            name: vdisk.name.to_string(),
+            size: record.size,
+            sco_size: record.sco_size,
+            epoch: record.epoch,
+        };
+        match self.driver.create(pool, spec).await {
+            Ok(()) => {}
+            // The id is random and ours: an earlier try got that far.
+            Err(error) if error.kind == ErrorKind::Conflict => {}
+            Err(error) if error.kind.is_transient() => return Err(error),
+            Err(error) => {
+                self.change_record(vdisk, |record| record.state = VdiskLife::Deleting).await?;
+                vdisk.pool.kick.notify_one();
+                return Err(error);
+            }
+        }
+        let record = self
+            .change_record(vdisk, |record| {
+                record.state = VdiskLife::Active;
+                record.epoch = record.epoch.next();
+            })
+            .await?;
+        vdisk.give_epoch(record.epoch);
+        Ok(())
+    }
+
+    /// Removes the objects of a vDisk and then its record; the caller holds `work`.
+    pub(super) async fn finish_delete(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &Pool) -> Result<()> {
+        let stored = vdisk.stored();
+        match self.driver.delete(pool, vdisk.id, stored.record.epoch).await {
+            Ok(()) => {}
+            // Nothing of it ever reached the object store, or nothing is left.
+            Err(error) if error.kind == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let now = self.clock.unix_time().as_secs();
+        self.records.bury_vdisk(&vdisk.pool.name, &vdisk.name, &stored, now).await?;
+        self.catalog.write().vdisks.remove(&(vdisk.pool.name.clone(), vdisk.name.clone()));
+        vdisk.tried(Phase::Leaving);
+        tracing::info!(vdisk = %vdisk, volume = %vdisk.id, "vDisk is deleted");
+        Ok(())
+    }
+
+    /// Removes the last traces of deleted vDisks when their grace is over, until the router stops.
+    pub(super) async fn purge(self: Arc<Self>) {
+        while self.tasks.sleep(&*self.clock, PURGE_PAUSE).await {
+            for vpool in self.pools() {
+                let Ok(pool) = vpool.pool() else { continue };
+                if let Err(error) = self.purge_pool(&vpool, &pool).await {
+                    tracing::warn!(vpool = %vpool.name, %error, "can't remove what is left of deleted vDisks");
+                }
+            }
+        }
+    }
+
+    async fn purge_pool(&self, vpool: &Vpool, pool: &Pool) -> Result<()> {
+        let now = self.clock.unix_time().as_secs();
+        let _members = vpool.members.read().await;
+        for (id, record, revision) in self.records.deleted(&vpool.name).await? {
+            if now.saturating_sub(record.deleted_at) < self.settings.purge_after_seconds {
+                continue;
+            }
+            match self.driver.purge(pool, id).await {
+                Ok(()) => self.records.forget_deleted(&vpool.name, id, revision).await?,
+                // The put of its first Manifest was thought lost and came late: delete it again.
+                Err(error) if error.kind == ErrorKind::Conflict => {
+                    self.driver.delete(pool, id, Epoch(1)).await?;
+                }
+                Err(error) => return Err(error.context(format!("volume {id}, once '{}'", record.name))),
+            }
+        }
+        Ok(())
+    }
+}

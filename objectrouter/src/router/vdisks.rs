@@ -1,0 +1,178 @@
+//! vDisks: create, resize, drain, delete.
+
+use super::Router;
+use crate::registry::{Stored, VdiskLife, VdiskRecord, VpoolLife};
+use crate::sizes;
+use crate::vdisk::{Phase, Vdisk, VdiskInfo};
+use common::error::Context;
+use common::{Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a new vDisk is.
+#[derive(Debug, Clone)]
+pub struct CreateVdisk {
+    /// Name or id of its vPool.
+    pub vpool: String,
+    /// Its name.
+    pub name: Name,
+    /// Bytes: a multiple of the vPool's cluster size, one cluster to 64 TiB.
+    pub size: u64,
+    /// Bytes of clusters in one SCO; [`sizes::DEFAULT_SCO_SIZE`] unless said otherwise.
+    pub sco_size: Option<u32>,
+}
+
+impl Router {
+    /// Makes a vDisk and opens it. When only the opening fails the vDisk exists, and its state says
+    /// why; it is tried again by itself.
+    pub async fn create_vdisk(self: &Arc<Self>, spec: CreateVdisk) -> Result<VdiskInfo> {
+        let router = self.clone();
+        let name = format!("create vDisk {}", spec.name);
+        self.tasks.run(name, async move { router.do_create_vdisk(spec).await }).await
+    }
+
+    async fn do_create_vdisk(self: &Arc<Self>, spec: CreateVdisk) -> Result<VdiskInfo> {
+        let vpool = self.find_pool(&spec.vpool)?;
+        let _members = vpool.members.read().await;
+        let Stored { record: vpool_record, revision: vpool_revision } = vpool.stored();
+        if vpool_record.state == VpoolLife::Deleting || vpool.is_gone() {
+            return Err(Error::conflict(format!("vPool '{}' is being deleted", vpool.name)));
+        }
+        let sco_size = spec.sco_size.unwrap_or(sizes::DEFAULT_SCO_SIZE);
+        sizes::check_size(spec.size, vpool_record.cluster_size)?;
+        sizes::check_sco_size(sco_size, vpool_record.cluster_size)?;
+        let exists = || Error::conflict(format!("vDisk '{}/{}' exists already", vpool.name, spec.name));
+        if self.find_vdisk(vpool.name.as_str(), spec.name.as_str()).is_ok() {
+            return Err(exists());
+        }
+        let pool = vpool.pool()?;
+        let id = VolumeId(self.clock.random_u128());
+        let mut record = VdiskRecord::new(id, spec.size, sco_size, Epoch(1), &self.node);
+        record.state = VdiskLife::Creating;
+        let added = self.records.add_vdisk(&vpool.name, vpool_revision, &spec.name, &record).await;
+        let revision = match added {
+            Ok(revision) => revision,
+            Err(error) if error.kind == ErrorKind::Conflict => {
+                let there = self.records.vdisk(&vpool.name, &spec.name).await?.is_some();
+                return Err(if there { exists() } else { error });
+            }
+            Err(error) => return Err(error),
+        };
+        let vdisk = Vdisk::new(vpool.clone(), spec.name.clone(), Stored { record, revision });
+        let _work = vdisk.work.lock().await;
+        self.catalog.write().vdisks.insert((vpool.name.clone(), spec.name.clone()), vdisk.clone());
+
+        if let Err(error) = self.finish_create(&vdisk, &pool).await {
+            self.undo_create(&vdisk, &pool).await;
+            return Err(error.context(format!("vDisk '{vdisk}' was not created")));
+        }
+        if let Err(error) = self.open_volume(&vdisk, &pool).await {
+            tracing::warn!(vdisk = %vdisk, %error, "can't open the new vDisk");
+            vdisk.tried(Phase::Failed(error));
+            vpool.kick.notify_one();
+        }
+        Ok(vdisk.info())
+    }
+
+    /// Takes back a creation that failed; what can't be taken back now is resumed by the keeper.
+    async fn undo_create(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &volumedriver::Pool) {
+        let undone = async {
+            self.change_record(vdisk, |record| record.state = VdiskLife::Deleting).await?;
+            vdisk.stay(Phase::Leaving);
+            self.finish_delete(vdisk, pool).await
+        };
+        if let Err(error) = undone.await {
+            tracing::warn!(vdisk = %vdisk, %error, "can't take back a failed creation yet; trying again");
+            vdisk.tried(Phase::Failed(Error::unavailable(error.message())));
+            vdisk.pool.kick.notify_one();
+        }
+    }
+
+    /// Grows a vDisk, online. Clients that connect from now on see the new size.
+    pub async fn resize_vdisk(self: &Arc<Self>, vpool: &str, name: &str, size: u64) -> Result<VdiskInfo> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        sizes::check_size(size, vdisk.pool.stored().record.cluster_size)?;
+        self.serve(&vdisk).await?;
+        let router = self.clone();
+        let work = async move {
+            let _work = vdisk.work.lock().await;
+            let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
+            let present = volume.status().size;
+            sizes::check_growth(present, size, vdisk.pool.stored().record.cluster_size)
+                .context(format!("vDisk '{vdisk}'"))?;
+            if size > present {
+                volume.resize(size).await.context(format!("vDisk '{vdisk}'"))?;
+            }
+            // The log has the new size; the registry learns it now, or at the next open.
+            if let Err(error) = router.change_record(&vdisk, |record| record.size = size).await {
+                tracing::warn!(vdisk = %vdisk, %error, "can't note the new size in the registry");
+            }
+            Ok(vdisk.info())
+        };
+        self.tasks.run(format!("resize vDisk {vpool}/{name}"), work).await
+    }
+
+    /// Seals and uploads everything accepted before the call; `Unavailable` when `wait` passes
+    /// first, and then it goes on by itself. Without `wait` it only begins.
+    pub async fn drain_vdisk(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+        wait: Option<Duration>,
+    ) -> Result<VdiskInfo> {
+        const IN_BACKGROUND: Duration = Duration::from_secs(3600);
+        let vdisk = self.find_vdisk(vpool, name)?;
+        self.serve(&vdisk).await?;
+        let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
+        match wait {
+            Some(wait) => volume.drain(wait).await.context(format!("vDisk '{vdisk}'"))?,
+            None => {
+                let (tasks, subject) = (self.tasks.clone(), vdisk.clone());
+                self.tasks.spawn(format!("drain vDisk {vdisk}"), async move {
+                    tokio::select! {
+                        () = tasks.stopped() => {}
+                        result = volume.drain(IN_BACKGROUND) => if let Err(error) = result {
+                            tracing::warn!(vdisk = %subject, %error, "drain");
+                        }
+                    }
+                })?;
+            }
+        }
+        Ok(vdisk.info())
+    }
+
+    /// Deletes a vDisk and its objects. One that is in use is refused unless `force`; then the
+    /// requests of its clients fail from now on.
+    pub async fn delete_vdisk(self: &Arc<Self>, vpool: &str, name: &str, force: bool) -> Result<()> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        let router = self.clone();
+        let task = format!("delete vDisk {vdisk}");
+        self.tasks.run(task, async move { router.do_delete_vdisk(&vdisk, force).await }).await
+    }
+
+    async fn do_delete_vdisk(self: &Arc<Self>, vdisk: &Arc<Vdisk>, force: bool) -> Result<()> {
+        let _work = vdisk.work.lock().await;
+        if self.find_vdisk(vdisk.pool.name.as_str(), vdisk.name.as_str()).is_err() {
+            return Ok(());
+        }
+        let pool = vdisk.pool.pool().context(format!("vDisk '{vdisk}' can't be deleted now"))?;
+        let before = vdisk.leave(force, "deleted")?;
+        if let Err(error) = self.change_record(vdisk, |record| record.state = VdiskLife::Deleting).await {
+            vdisk.stay(before);
+            return Err(error);
+        }
+        vdisk.revoke();
+        if let Phase::Open(volume) = before {
+            volume.close().await;
+        }
+        if let Err(error) = self.finish_delete(vdisk, &pool).await {
+            // It must go on, whatever the reason: nothing else may be done with this vDisk.
+            vdisk.tried(Phase::Failed(Error::unavailable(error.message())));
+            vdisk.pool.kick.notify_one();
+            return Err(
+                error.context(format!("vDisk '{vdisk}' is being deleted, and this goes on by itself"))
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,278 @@
+//! One vDisk in memory: its record, its volume when open, its clients.
+
+use crate::handle::{Handle, Revoked};
+use crate::registry::{DtlMode, Stored, VdiskLife, VdiskRecord};
+use crate::vpool::Vpool;
+use common::{BlockDevice, Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use volumedriver::{Volume, VolumeState, VolumeStatus};
+
+/// Whether a vDisk serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VdiskState {
+    /// Serves.
+    Serving,
+    /// Serves, but the backend does not take what is sealed.
+    Degraded,
+    /// Stopped for good in this process.
+    Stopped,
+    /// Not open yet, or waiting for its vPool; opens by itself.
+    Opening,
+    /// Could not be opened.
+    Failed,
+    /// Being created.
+    Creating,
+    /// Being deleted.
+    Deleting,
+}
+
+/// What is told about a vDisk.
+#[derive(Debug, Clone)]
+pub struct VdiskInfo {
+    /// Name of its vPool.
+    pub vpool: Name,
+    /// Name.
+    pub name: Name,
+    /// Identity of its volume.
+    pub id: VolumeId,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of clusters in one SCO.
+    pub sco_size: u32,
+    /// The epoch that serves, or the newest one given out.
+    pub epoch: Epoch,
+    /// The node that owns it.
+    pub owner: String,
+    /// How its acknowledged tail is replicated.
+    pub dtl: DtlMode,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether it serves.
+    pub state: VdiskState,
+    /// Why it does not serve, or not fully.
+    pub reason: Option<String>,
+    /// Number of open handles.
+    pub clients: u64,
+    /// What the open volume says.
+    pub status: Option<VolumeStatus>,
+}
+
+#[derive(Clone)]
+pub(crate) enum Phase {
+    /// Nobody tried yet.
+    Closed,
+    /// Serves, or is stopped: the volume knows.
+    Open(Arc<Volume>),
+    /// The last try to create, open or delete ended so.
+    Failed(Error),
+    /// Being taken away; nobody gets in any more.
+    Leaving,
+}
+
+struct Slot {
+    phase: Phase,
+    clients: u64,
+    revoked: Revoked,
+    /// Number of finished tries to make it serve.
+    tries: u64,
+    /// An epoch that was taken from the registry and given to no open yet.
+    epoch: Option<Epoch>,
+}
+
+/// One vDisk in memory.
+pub(crate) struct Vdisk {
+    pub(crate) pool: Arc<Vpool>,
+    pub(crate) name: Name,
+    pub(crate) id: VolumeId,
+    stored: Mutex<Stored<VdiskRecord>>,
+    slot: Mutex<Slot>,
+    /// Held by whoever creates, opens, resizes, deletes it or changes its record.
+    pub(crate) work: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Display for Vdisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.pool.name, self.name)
+    }
+}
+
+impl Vdisk {
+    pub(crate) fn new(pool: Arc<Vpool>, name: Name, stored: Stored<VdiskRecord>) -> Arc<Self> {
+        Arc::new(Self {
+            pool,
+            name,
+            id: stored.record.id,
+            stored: Mutex::new(stored),
+            slot: Mutex::new(Slot {
+                phase: Phase::Closed,
+                clients: 0,
+                revoked: Arc::new(AtomicBool::new(false)),
+                tries: 0,
+                epoch: None,
+            }),
+            work: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    pub(crate) fn stored(&self) -> Stored<VdiskRecord> {
+        self.stored.lock().clone()
+    }
+
+    pub(crate) fn set_stored(&self, stored: Stored<VdiskRecord>) {
+        *self.stored.lock() = stored;
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.slot.lock().phase.clone()
+    }
+
+    /// The volume, when it is open.
+    pub(crate) fn volume(&self) -> Option<Arc<Volume>> {
+        match self.phase() {
+            Phase::Open(volume) => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// Number of finished tries to make it serve: who waited for one need not start the next.
+    pub(crate) fn tries(&self) -> u64 {
+        self.slot.lock().tries
+    }
+
+    /// Ends a try.
+    pub(crate) fn tried(&self, phase: Phase) {
+        let mut slot = self.slot.lock();
+        slot.tries += 1;
+        slot.phase = phase;
+    }
+
+    pub(crate) fn give_epoch(&self, epoch: Epoch) {
+        self.slot.lock().epoch = Some(epoch);
+    }
+
+    pub(crate) fn take_epoch(&self) -> Option<Epoch> {
+        self.slot.lock().epoch.take()
+    }
+
+    pub(crate) fn has_epoch(&self) -> bool {
+        self.slot.lock().epoch.is_some()
+    }
+
+    /// Whether another try by itself makes sense: it does not serve, and that may change.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        if self.stored.lock().record.state == VdiskLife::Deleting {
+            return true;
+        }
+        match &self.slot.lock().phase {
+            Phase::Closed | Phase::Leaving => true,
+            Phase::Open(_) => false,
+            Phase::Failed(error) => error.kind.is_transient(),
+        }
+    }
+
+    /// Lets a client in; `None` when the volume is not open.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<Handle> {
+        let read_only = self.stored.lock().record.read_only;
+        let mut slot = self.slot.lock();
+        let Phase::Open(volume) = &slot.phase else { return None };
+        let (device, revoked) = (volume.clone() as Arc<dyn BlockDevice>, slot.revoked.clone());
+        slot.clients += 1;
+        drop(slot);
+        Some(Handle::new(device, revoked, read_only, self.clone()))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count_client(&self) {
+        self.slot.lock().clients += 1;
+    }
+
+    pub(crate) fn client_left(&self) {
+        self.slot.lock().clients -= 1;
+    }
+
+    /// Bars the door, if nobody is inside or `force`; gives back the phase from before.
+    pub(crate) fn leave(&self, force: bool, what: &str) -> Result<Phase> {
+        let mut slot = self.slot.lock();
+        if slot.clients > 0 && !force {
+            let clients = slot.clients;
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "vDisk '{self}' is not {what}: it is in use by {clients} client{}; \
+                     disconnect, or use --force",
+                    if clients == 1 { "" } else { "s" }
+                ),
+            ));
+        }
+        Ok(std::mem::replace(&mut slot.phase, Phase::Leaving))
+    }
+
+    /// Opens the door again after [`Vdisk::leave`].
+    pub(crate) fn stay(&self, phase: Phase) {
+        self.slot.lock().phase = phase;
+    }
+
+    /// Requests of all handles fail from now on.
+    pub(crate) fn revoke(&self) {
+        let mut slot = self.slot.lock();
+        slot.revoked.store(true, Ordering::Release);
+        slot.revoked = Arc::new(AtomicBool::new(false));
+    }
+
+    /// Why it can't be opened now.
+    pub(crate) fn why_closed(&self) -> Error {
+        match self.phase() {
+            Phase::Failed(error) => error.context(format!("vDisk '{self}' can't be opened")),
+            Phase::Leaving => Error::not_found(format!("vDisk '{self}' is being deleted")),
+            Phase::Closed | Phase::Open(_) => match self.pool.problem() {
+                Some(error) => error.context(format!("vDisk '{self}' waits for its vPool")),
+                None => Error::unavailable(format!("vDisk '{self}' is not open yet; try again in a moment")),
+            },
+        }
+    }
+
+    pub(crate) fn info(&self) -> VdiskInfo {
+        let Stored { record, .. } = self.stored();
+        let (phase, clients) = {
+            let slot = self.slot.lock();
+            (slot.phase.clone(), slot.clients)
+        };
+        let status = match &phase {
+            Phase::Open(volume) => Some(volume.status()),
+            _ => None,
+        };
+        let (state, reason) = match (&phase, &status, record.state) {
+            (Phase::Failed(error), _, VdiskLife::Deleting) => (VdiskState::Deleting, Some(error.to_string())),
+            (_, _, VdiskLife::Deleting) | (Phase::Leaving, _, _) => (VdiskState::Deleting, None),
+            (_, Some(status), _) => match &status.state {
+                VolumeState::Serving => (VdiskState::Serving, None),
+                VolumeState::Degraded(reason) => (VdiskState::Degraded, Some(reason.clone())),
+                VolumeState::Stopped(reason) => (VdiskState::Stopped, Some(reason.clone())),
+            },
+            (Phase::Failed(error), _, VdiskLife::Creating) => (VdiskState::Creating, Some(error.to_string())),
+            (_, _, VdiskLife::Creating) => (VdiskState::Creating, None),
+            (Phase::Failed(error), _, _) => (VdiskState::Failed, Some(error.to_string())),
+            (Phase::Closed | Phase::Open(_), _, _) => {
+                (VdiskState::Opening, self.pool.problem().map(|e| e.to_string()))
+            }
+        };
+        VdiskInfo {
+            vpool: self.pool.name.clone(),
+            name: self.name.clone(),
+            id: record.id,
+            size: status.as_ref().map_or(record.size, |s| s.size),
+            sco_size: record.sco_size,
+            epoch: status.as_ref().map_or(record.epoch, |s| s.epoch),
+            owner: record.owner,
+            dtl: record.dtl,
+            read_only: record.read_only,
+            state,
+            reason,
+            clients,
+            status,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+use super::*;
+use common::sim::SimTable;
+use proptest::prelude::*;
+
+const V: VolumeId = VolumeId(3);
+
+fn sco(number: u64) -> ScoId {
+    ScoId { epoch: Epoch(1), number }
+}
+
+fn all(index: &Index, count: u64) -> Vec<Mapped> {
+    let mut out = Vec::new();
+    index.lookup(0, count, &mut out).unwrap();
+    out
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Data(u64, u8),
+    Zero(u64, u64),
+    Discard(u64, u64),
+    Checkpoint,
+    Crash,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0u64..2000, 1u8..60).prop_map(|(a, n)| Op::Data(a, n)),
+        1 => (0u64..2000, 1u64..1500).prop_map(|(a, n)| Op::Zero(a, n)),
+        1 => (0u64..2000, 1u64..1500).prop_map(|(a, n)| Op::Discard(a, n)),
+        2 => Just(Op::Checkpoint),
+        1 => Just(Op::Crash),
+    ]
+}
+
+proptest! {
+    /// The map is an array, its counts are those of the array, and a crash takes it back to the
+    /// watermark, from where the same changes lead to the same map.
+    #[test]
+    fn behaves_like_an_array_and_comes_back_after_a_crash(ops in proptest::collection::vec(op(), 1..60)) {
+        let table = Arc::new(SimTable::new());
+        let budget = PageBudget::new(64 * Page::BYTES);
+        let (mut index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0)).unwrap();
+        let mut model = vec![Mapped::Hole; 4096];
+        let mut log: Vec<Op> = Vec::new();
+        for op in ops {
+            match op {
+                Op::Checkpoint => index.checkpoint(Lsn(log.len() as u64)).unwrap(),
+                Op::Crash => {
+                    table.crash(|n| n / 2);
+                    let (again, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(log.len() as u64)).unwrap();
+                    index = again;
+                    for (lsn, op) in log.iter().enumerate().skip(mark.0 as usize) {
+                        apply(&index, lsn as u64 + 1, op);
+                    }
+                }
+                change => {
+                    log.push(change.clone());
+                    apply(&index, log.len() as u64, &change);
+                    model_apply(&mut model, log.len() as u64, &change);
+                }
+            }
+            prop_assert_eq!(&all(&index, 4096), &model);
+        }
+        for number in 1..=log.len() as u64 {
+            let live = model.iter().filter(|m| matches!(m, Mapped::At(l) if l.sco() == sco(number))).count();
+            prop_assert_eq!(index.live(sco(number)) as usize, live, "live clusters of SCO {}", number);
+        }
+    }
+}
+
+fn crcs(n: u8) -> Vec<u32> {
+    (0..u32::from(n)).map(|i| i * 7 + 1).collect()
+}
+
+fn apply(index: &Index, lsn: u64, op: &Op) {
+    match *op {
+        Op::Data(addr, n) => {
+            index.add_sco(sco(lsn), 1000);
+            index.apply(&[Change::Data { addr, sco: sco(lsn), slot: 5, crcs: &crcs(n) }]).unwrap();
+        }
+        Op::Zero(addr, count) => index.apply(&[Change::Zero { addr, count }]).unwrap(),
+        Op::Discard(addr, count) => index.apply(&[Change::Discard { addr, count }]).unwrap(),
+        _ => {}
+    }
+}
+
+fn model_apply(model: &mut [Mapped], lsn: u64, op: &Op) {
+    match *op {
+        Op::Data(addr, n) => {
+            for (i, crc) in crcs(n).into_iter().enumerate() {
+                model[addr as usize + i] = Mapped::At(Location::new(sco(lsn), 5 + i as u32, crc).unwrap());
+            }
+        }
+        Op::Zero(addr, count) => model[addr as usize..(addr + count) as usize].fill(Mapped::Zero),
+        Op::Discard(addr, count) => model[addr as usize..(addr + count) as usize].fill(Mapped::Hole),
+        _ => {}
+    }
+}
+
+#[test]
+fn an_index_ahead_of_the_backend_or_damaged_is_dropped() {
+    let table = Arc::new(SimTable::new());
+    let budget = PageBudget::new(1 << 20);
+    let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0)).unwrap();
+    apply(&index, 1, &Op::Data(0, 3));
+    index.checkpoint(Lsn(9)).unwrap();
+    let (index, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(8)).unwrap();
+    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Hole; 3]));
+    apply(&index, 1, &Op::Data(0, 3));
+    index.checkpoint(Lsn(9)).unwrap();
+    let mut batch = Batch::default();
+    batch.put(key(V, WATERMARK, &[]), vec![99u8; 3]);
+    table.write(batch).unwrap();
+    let (index, mark) = Index::open(V, table, budget, Lsn(100)).unwrap();
+    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Hole; 3]));
+}
+
+#[test]
+fn a_range_of_64_tib_costs_the_pages_that_exist() {
+    let (index, _) = Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0)).unwrap();
+    let end = (64u64 << 40) / 4096;
+    apply(&index, 1, &Op::Data(1_000_000, 3));
+    apply(&index, 2, &Op::Zero(1, end - 1));
+    let mut out = Vec::new();
+    index.lookup(999_999, 3, &mut out).unwrap();
+    index.lookup(end - 1, 1, &mut out).unwrap();
+    assert_eq!(out, vec![Mapped::Zero; 4]);
+    apply(&index, 3, &Op::Discard(0, end));
+    index.checkpoint(Lsn(3)).unwrap();
+    out.clear();
+    index.lookup(999_999, 3, &mut out).unwrap();
+    assert_eq!(out, vec![Mapped::Hole; 3]);
+    assert_eq!(index.live(sco(1)), 0);
+    assert_eq!(index.dead_scos(), [(sco(1), 1000)]);
+}
+
+#[test]
+fn pages_beyond_the_budget_are_given_back_and_read_again() {
+    let budget = PageBudget::new(64 * Page::BYTES);
+    let (index, _) = Index::open(V, Arc::new(SimTable::new()), budget.clone(), Lsn(0)).unwrap();
+    let pages = 500;
+    for page in 0..pages {
+        apply(&index, page + 1, &Op::Data(page * PAGE_CLUSTERS, 1));
+        if index.checkpoint_due() {
+            index.checkpoint(Lsn(page + 1)).unwrap();
+        }
+    }
+    index.checkpoint(Lsn(pages)).unwrap();
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        for page in 0..pages {
+            out.clear();
+            index.lookup(page * PAGE_CLUSTERS, 1, &mut out).unwrap();
+            assert!(matches!(out[0], Mapped::At(l) if l.sco() == sco(page + 1)));
+        }
+    }
+    assert!(budget.used.load(Ordering::Relaxed) <= 64 + 8, "memory for pages is bounded");
+}
