@@ -13,7 +13,7 @@ pub struct Settings {
     /// Seconds that detaching a vPool waits for the unsent data of each of its vDisks.
     pub detach_drain_seconds: u64,
     /// Seconds after which the last traces of a deleted vDisk are removed from the object store;
-    /// not less than `volumedriver.delete_grace_seconds`.
+    /// longer than any router that lost a vDisk may go on writing to it.
     pub purge_after_seconds: u64,
 }
 

@@ -116,7 +116,12 @@ async fn many_generations_of_kills_keep_everything_and_leave_no_garbage() {
             }
         }
         match round % 4 {
-            0 => v.drain(MINUTE).await.unwrap(),
+            0 => {
+                v.drain(MINUTE).await.unwrap();
+                let report = check(&world).await;
+                assert_eq!(report.problems, [""; 0], "round {round}");
+                assert!(report.clusters > 0 && report.mapped > 0);
+            }
             1 => sleep(&world, 3).await,
             _ => {}
         }
@@ -265,6 +270,42 @@ async fn a_missing_sco_is_told_from_the_end_of_the_log() {
     let error = world.open().await.err().expect("does not open with a hole");
     assert_eq!(error.kind, ErrorKind::Corrupt);
     assert!(error.to_string().contains(&scos[1]), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fsck_names_what_is_wrong() {
+    let settings = volumedriver::Settings { tlog_scos: 2, ..settings() };
+    let world = World::new(14, settings, 64 << 20).await;
+    let v = world.open().await.unwrap();
+    for n in 1..=5u64 {
+        v.write(n * CLUSTER, cluster(n as u8), false).await.unwrap();
+        v.drain(MINUTE).await.unwrap();
+    }
+    assert_eq!(check(&world).await.problems, [""; 0]);
+    let keys = world.store.keys();
+    for (kind, harm) in [("/s/", 4096 + 5), ("/t/", 4096 + 5), ("/m/", 50)] {
+        // The last SCO of a tail is missed by nobody but its writer: take the first.
+        let key = keys.iter().find(|k| k.contains(kind)).unwrap();
+        let whole = common::ObjectStore::get(&world.store, key).await.unwrap();
+        let mut bytes = whole.to_vec();
+        bytes[harm] ^= 1;
+        world.store.tamper(key, Some(bytes.into()));
+        let found = volumedriver::fsck::check(&world.pool, VOLUME, &mut |_, _| {}).await;
+        let told = found.map_or_else(|e| e.to_string(), |r| r.problems.join("; "));
+        let named = volumedriver::format::keys::parse(key).is_ok() && told.contains(key.as_str());
+        assert!(named, "a flipped bit in '{key}' is told as: {told}");
+        world.store.tamper(key, Some(whole.clone()));
+        if kind != "/m/" {
+            world.store.tamper(key, None);
+            let told = check(&world).await.problems.join("; ");
+            assert!(told.contains(key.as_str()), "the missing '{key}' is told as: {told}");
+            world.store.tamper(key, Some(whole));
+        }
+    }
+}
+
+async fn check(world: &World) -> volumedriver::fsck::Report {
+    volumedriver::fsck::check(&world.pool, VOLUME, &mut |_, _| {}).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]

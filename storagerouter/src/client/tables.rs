@@ -1,0 +1,164 @@
+//! Answers for people.
+
+use crate::size::human;
+use comfy_table::{CellAlignment, Table, presets};
+use framework::types::{Health, HealthLevel, Vdisk, VdiskState, Vpool, VpoolState};
+use serde_json::Value;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    table
+}
+
+/// Lines without the blanks that fill the last column.
+fn text(table: &Table) -> String {
+    table.lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+fn align_right(table: &mut Table, columns: &[usize]) {
+    for column in columns {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+fn pairs(rows: Vec<(&str, Option<String>)>) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    rows.into_iter()
+        .filter_map(|(name, value)| value.map(|value| format!("{name:width$}  {value}\n")))
+        .collect()
+}
+
+/// Bytes, for people and exactly.
+fn both(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", human(bytes))
+}
+
+fn vpool_state(state: VpoolState) -> &'static str {
+    match state {
+        VpoolState::Opening => "opening",
+        VpoolState::Serving => "serving",
+        VpoolState::Failed => "failed",
+        VpoolState::Deleting => "deleting",
+    }
+}
+
+fn vdisk_state(state: VdiskState) -> &'static str {
+    match state {
+        VdiskState::Serving => "serving",
+        VdiskState::Degraded => "degraded",
+        VdiskState::Stopped => "stopped",
+        VdiskState::Opening => "opening",
+        VdiskState::Failed => "failed",
+        VdiskState::Creating => "creating",
+        VdiskState::Deleting => "deleting",
+    }
+}
+
+fn place(vpool: &Vpool) -> String {
+    if vpool.description.is_empty() {
+        vpool.backend.get("kind").and_then(Value::as_str).unwrap_or_default().to_string()
+    } else {
+        vpool.description.clone()
+    }
+}
+
+/// `vpool list`.
+pub fn vpools(items: &[Vpool]) -> String {
+    let mut table = table(&["NAME", "STATE", "VDISKS", "CLUSTER", "BACKEND"]);
+    for vpool in items {
+        table.add_row([
+            vpool.name.clone(),
+            vpool_state(vpool.state).to_string(),
+            vpool.vdisks.to_string(),
+            human(vpool.cluster_size_bytes.into()),
+            place(vpool),
+        ]);
+    }
+    align_right(&mut table, &[2, 3]);
+    text(&table)
+}
+
+/// `vpool show`, and what `vpool create` made.
+pub fn vpool(vpool: &Vpool) -> String {
+    let mut out = pairs(vec![
+        ("name", Some(vpool.name.clone())),
+        ("id", Some(vpool.id.clone())),
+        ("state", Some(vpool_state(vpool.state).to_string())),
+        ("reason", vpool.reason.clone()),
+        ("warning", vpool.warning.clone()),
+        ("backend", Some(place(vpool))),
+        ("cluster size", Some(human(vpool.cluster_size_bytes.into()))),
+        ("vdisks", Some(vpool.vdisks.to_string())),
+    ]);
+    for vdisk in vpool.adopted.iter().flatten() {
+        let was =
+            vdisk.renamed_from.as_ref().map(|old| format!(" (in the image: {old})")).unwrap_or_default();
+        out.push_str(&format!("adopted  {}{was}\n", vdisk.name));
+    }
+    out
+}
+
+/// `vdisk list`.
+pub fn vdisks(items: &[Vdisk]) -> String {
+    let mut table = table(&["VDISK", "SIZE", "STORED", "DIRTY", "STATE", "IN USE", "NBD"]);
+    let size = |bytes: Option<u64>| bytes.map_or("-".to_string(), human);
+    for vdisk in items {
+        table.add_row([
+            format!("{}/{}", vdisk.vpool, vdisk.name),
+            human(vdisk.size_bytes),
+            size(vdisk.stored_bytes),
+            size(vdisk.dirty_bytes),
+            vdisk_state(vdisk.state).to_string(),
+            vdisk.in_use.to_string(),
+            vdisk.nbd_uri.clone().or_else(|| vdisk.nbd_unix_uri.clone()).unwrap_or_default(),
+        ]);
+    }
+    align_right(&mut table, &[1, 2, 3, 5]);
+    text(&table)
+}
+
+/// `vdisk show`, and what the other commands left.
+pub fn vdisk(vdisk: &Vdisk) -> String {
+    let frontiers = vdisk.frontiers.map(|f| {
+        format!(
+            "accepted {}, synced {}, sealed {}, committed {}, trimmed {}",
+            f.accepted, f.synced, f.sealed, f.committed, f.trimmed
+        )
+    });
+    pairs(vec![
+        ("name", Some(format!("{}/{}", vdisk.vpool, vdisk.name))),
+        ("id", Some(vdisk.id.clone())),
+        ("state", Some(vdisk_state(vdisk.state).to_string())),
+        ("reason", vdisk.reason.clone()),
+        ("size", Some(both(vdisk.size_bytes))),
+        ("stored", vdisk.stored_bytes.map(both)),
+        ("live", vdisk.live_bytes.map(both)),
+        ("dirty", vdisk.dirty_bytes.map(both)),
+        ("sco size", Some(human(vdisk.sco_size_bytes.into()))),
+        ("epoch", Some(vdisk.epoch.to_string())),
+        ("frontiers", frontiers),
+        ("dtl", Some(vdisk.dtl.mode.clone())),
+        ("owner", Some(vdisk.owner.clone())),
+        ("in use by", Some(format!("{} connections", vdisk.in_use))),
+        ("read only", vdisk.read_only.then(|| "yes".to_string())),
+        ("nbd", vdisk.nbd_uri.clone()),
+        ("nbd, local", vdisk.nbd_unix_uri.clone()),
+    ])
+}
+
+/// `health`.
+pub fn health(health: &Health) -> String {
+    let word = |level: HealthLevel| match level {
+        HealthLevel::Ok => "ok",
+        HealthLevel::Warning => "warning",
+        HealthLevel::Error => "error",
+    };
+    let mut out = format!("{}\n", word(health.level));
+    for item in &health.items {
+        out.push_str(&format!("{:7}  {}: {}\n", word(item.level), item.subject, item.reason));
+    }
+    out
+}

@@ -1,0 +1,155 @@
+//! What each key means, once: the example file and the table in the handbook are made from it.
+//!
+//! The tests beside this file compare both with what is in `docs/`, and write them when
+//! `STORAGEROUTER_WRITE_DOCS` is set.
+
+use super::Settings;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use toml::{Table, Value};
+
+/// Every key with its meaning, in the order of the example file. A key whose default is not
+/// written in the settings (because it is absent, or follows from another) says so itself.
+pub const KEYS: &[(&str, &str)] = &[
+    (
+        "data_dir",
+        "Where the write buffer, the index and the registry are. Absent: /var/lib/storagerouter for root, else ~/.local/share/storagerouter.",
+    ),
+    ("shutdown_seconds", "Seconds that a stop may take."),
+    ("worker_threads", "Threads of the runtime; 0 is one per core, at least 2."),
+    ("log.filter", "What is logged: directives as in \"info,volumedriver=debug\". Read again at SIGHUP."),
+    ("log.format", "How a log line looks: \"text\", or \"json\" (one object per line)."),
+    ("nbd.listen", "TCP address of the NBD server; empty: none."),
+    (
+        "nbd.unix",
+        "Unix socket of the NBD server (mode 0600); empty: none. Absent: nbd.sock in the data directory.",
+    ),
+    ("nbd.tls", "TLS for NBD: \"off\", \"allow\" (the client chooses) or \"require\"."),
+    ("nbd.tls_cert", "PEM file with the server's certificate chain, its own certificate first."),
+    ("nbd.tls_key", "PEM file with the private key of that certificate."),
+    (
+        "nbd.tls_client_ca",
+        "PEM file with the authorities of client certificates; when set, a client must show one.",
+    ),
+    ("nbd.max_connections", "NBD connections at a time, TCP and unix together."),
+    ("nbd.max_inflight_requests", "Requests of one connection that are worked on at a time."),
+    ("nbd.max_inflight_bytes", "Bytes of payload that one connection may hold in memory."),
+    ("api.listen", "TCP address of the REST API, /metrics, /healthz and /readyz."),
+    ("api.tls_cert", "PEM file with the API's certificate chain; with api.tls_key it turns TLS on."),
+    ("api.tls_key", "PEM file with the API's private key."),
+    (
+        "api.token_file",
+        "File with the bearer token that clients of the API must send: 16 or more visible characters.",
+    ),
+    ("index.cache_mib", "Memory for blocks of the index table, in MiB."),
+    ("index.write_buffer_mib", "Memory for unflushed writes of the index table, in MiB."),
+    (
+        "objectrouter.parallel_opens",
+        "Volumes that are opened at a time in the background; a client's own request does not wait for them.",
+    ),
+    (
+        "objectrouter.retry_seconds",
+        "Longest pause, in seconds, between two tries to open a vPool or a volume.",
+    ),
+    (
+        "objectrouter.detach_drain_seconds",
+        "Seconds that detaching a vPool waits for the unsent data of each of its vDisks.",
+    ),
+    (
+        "objectrouter.purge_after_seconds",
+        "Seconds after which the last traces of a deleted vDisk are removed from the object store.",
+    ),
+    (
+        "volumedriver.journal_mib",
+        "Size of the write buffer on disk, in MiB. Bounds what is acknowledged and not yet on the backend.",
+    ),
+    ("volumedriver.segment_mib", "Size of one journal segment, in MiB."),
+    (
+        "volumedriver.buffer_mib",
+        "Memory for unsealed and unsent data, in MiB, all volumes together; beyond it the journal is read.",
+    ),
+    ("volumedriver.read_cache_mib", "Memory for clusters read from the backend, in MiB."),
+    ("volumedriver.index_cache_mib", "Memory for pages of the cluster index, in MiB."),
+    (
+        "volumedriver.seal_age_seconds",
+        "Seconds after which the oldest unsealed write is sealed into a SCO, full or not.",
+    ),
+    ("volumedriver.uploads_per_volume", "SCOs of one volume that are uploaded at a time."),
+    ("volumedriver.uploads", "SCOs of all volumes that are uploaded at a time."),
+    ("volumedriver.tlog_scos", "SCOs covered by one TLog."),
+    ("volumedriver.tlog_entries", "Map entries covered by one TLog."),
+];
+
+/// The defaults, flat: `section.key` to its value.
+pub fn defaults() -> Result<BTreeMap<String, Value>> {
+    let table: Table =
+        toml::from_str(&Settings::default().to_toml()?).context("reading the defaults back")?;
+    let mut flat = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(section) => {
+                flat.extend(section.into_iter().map(|(inner, value)| (format!("{key}.{inner}"), value)));
+            }
+            value => {
+                flat.insert(key, value);
+            }
+        }
+    }
+    Ok(flat)
+}
+
+/// The example file: every key with its default and its meaning.
+pub fn example() -> Result<String> {
+    let defaults = defaults()?;
+    let mut out = String::from(
+        "# Every setting of storagerouter with its default. Made from the code; what you leave out keeps\n\
+         # its default. A line of its own that begins with '#' and a key shows one that is absent.\n",
+    );
+    let mut section = "";
+    for (key, meaning) in KEYS {
+        let (in_section, name) = key.rsplit_once('.').unwrap_or(("", key));
+        if in_section != section {
+            section = in_section;
+            out.push_str(&format!("\n[{section}]\n"));
+        } else {
+            out.push('\n');
+        }
+        for line in wrap(meaning, 96) {
+            out.push_str(&format!("# {line}\n"));
+        }
+        match defaults.get(*key) {
+            Some(value) => out.push_str(&format!("{name} = {value}\n")),
+            None => out.push_str(&format!("#{name} = \"\"\n")),
+        }
+    }
+    Ok(out)
+}
+
+/// The table of the handbook.
+#[cfg(test)]
+pub fn markdown() -> Result<String> {
+    let defaults = defaults()?;
+    let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
+    for (key, meaning) in KEYS {
+        let default = defaults.get(*key).map_or("absent".to_string(), |value| format!("`{value}`"));
+        out.push_str(&format!("| `{key}` | {default} | {} |\n", meaning.replace('|', "\\|")));
+    }
+    Ok(out)
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        if let Some(line) = lines.last_mut()
+            && (line.is_empty() || line.len() + 1 + word.len() <= width)
+        {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        } else {
+            lines.push(word.to_string());
+        }
+    }
+    lines
+}

@@ -1,0 +1,309 @@
+//! `serve`: start, run, stop. What starts depends on what started before it; what stops is what
+//! clients see first.
+
+mod signals;
+mod system;
+
+use crate::config::{Settings, Sources};
+use crate::datadir::{self, DataDir};
+use crate::failure::{Exit, Failure};
+use crate::logging::{self, LogControl};
+use crate::{cli, stores};
+use anyhow::{Context, Result};
+use common::clock::SystemClock;
+use common::disk::local::LocalDisk;
+use common::{Clock, Error, ErrorKind, Kv, Table};
+use edge::nbd::{Server, TlsMode};
+use kvstore::{LocalKv, RocksTable};
+use objectrouter::{Router, RouterExports};
+use prometheus_client::registry::Registry;
+use sd_notify::NotifyState;
+use signals::Signals;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use volumedriver::Driver;
+
+/// What a stop keeps back from its time for the end of the process itself.
+const LAST_STEPS: Duration = Duration::from_millis(500);
+
+/// Runs the storage router until it is told to stop.
+pub fn run(args: &cli::Serve) -> Result<()> {
+    let mut sources = args.config.sources();
+    sources.log = args.log.clone();
+    sources.log_format = args.log_format;
+    let mut settings = sources.load()?;
+    settings.check(args.config.insecure)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let path = settings.data_dir()?;
+    let data_dir = DataDir::open(&path, &*clock)?;
+    settings.nbd.unix.get_or_insert_with(|| datadir::nbd_socket(data_dir.path()));
+    let log = logging::start(&settings.log)?;
+    logging::abort_on_panic();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.worker_threads())
+        .thread_name("router")
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let mut running = tokio::select! {
+            running = Running::start(&settings, &data_dir, clock.clone(), &log) => running?,
+            number = signals.stop_at_once() => {
+                tracing::info!("told to stop while starting");
+                std::process::exit(128 + number)
+            }
+        };
+        let name = running.until_stopped(&mut signals, &sources, &log).await?;
+        tracing::info!(
+            signal = name,
+            seconds = settings.shutdown_seconds,
+            "stopping; a second signal ends it at once"
+        );
+        system::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+        tokio::select! {
+            () = running.stop(Duration::from_secs(settings.shutdown_seconds), &*clock) => Ok(()),
+            number = signals.stop_at_once() => {
+                tracing::warn!("second signal: exit now; nothing acknowledged is lost");
+                std::process::exit(128 + number)
+            }
+        }
+    });
+    // A call into a disk that hangs would hold the end for ever.
+    runtime.shutdown_timeout(LAST_STEPS);
+    result
+}
+
+/// A storage router that serves.
+struct Running {
+    router: Arc<Router>,
+    stop: watch::Sender<bool>,
+    nbd: JoinHandle<()>,
+    api: JoinHandle<common::Result<()>>,
+    watchdog: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    async fn start(
+        settings: &Settings,
+        data_dir: &DataDir,
+        clock: Arc<dyn Clock>,
+        log: &LogControl,
+    ) -> Result<Running> {
+        let begin = clock.now();
+        let took = |since: Duration| format!("{:.1?}", clock.now().saturating_sub(since));
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            data_dir = %data_dir.path().display(),
+            id = data_dir.id(),
+            new = data_dir.created(),
+            workers = settings.worker_threads(),
+            "storage router starts"
+        );
+        system::raise_open_files();
+        // NBD binds when there is something to serve; what is taken is better told now.
+        if let Some(address) = settings.nbd.tcp() {
+            drop(listen_on("nbd.listen", address)?);
+        }
+        let api = listen_on("api.listen", &settings.api.listen)?;
+
+        system::notify(&[NotifyState::Status("opening the registry and the index")]);
+        let since = clock.now();
+        let kv: Arc<dyn Kv> = Arc::new(LocalKv::open(data_dir.registry())?);
+        let table = open_index(&data_dir.index(), settings)?;
+        tracing::info!(took = took(since), "registry and index open");
+
+        system::notify(&[NotifyState::Status("scanning the journal")]);
+        let since = clock.now();
+        let mut registry = Registry::default();
+        let disk = Arc::new(LocalDisk::open(data_dir.journal())?);
+        let driver =
+            Driver::start(settings.volumedriver.clone(), disk, table, clock.clone(), &mut registry).await?;
+        tracing::info!(took = took(since), "journal scanned");
+
+        let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
+        let router =
+            Router::start(kv, driver, stores, clock.clone(), settings.objectrouter.clone(), &mut registry)
+                .await?;
+        tracing::info!(
+            vpools = router.vpools().len(),
+            vdisks = router.vdisks().len(),
+            node = router.node(),
+            "registry read; volumes open in the background"
+        );
+        match Self::listen(settings, api, router.clone(), registry, clock.clone(), log).await {
+            Ok(running) => {
+                system::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+                tracing::info!(took = took(begin), "serving");
+                Ok(running)
+            }
+            Err(e) => {
+                router.shutdown(Duration::from_secs(settings.shutdown_seconds)).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Binds the listeners and serves.
+    async fn listen(
+        settings: &Settings,
+        api: TcpListener,
+        router: Arc<Router>,
+        mut registry: Registry,
+        clock: Arc<dyn Clock>,
+        log: &LogControl,
+    ) -> Result<Running> {
+        let exports = Arc::new(RouterExports(router.clone()));
+        let nbd = Server::bind(settings.nbd.clone(), exports, clock.clone(), &mut registry).await?;
+        let tls = settings.api.tls()?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let address = api.local_addr().context("api.listen")?;
+        let url = format!("{scheme}://{address}");
+        let app = framework::app(framework::State {
+            router: router.clone(),
+            metrics: Arc::new(registry),
+            log: log_filter(log),
+            version: framework::types::Version {
+                product: "storagerouter".to_string(),
+                version: env!("CARGO_PKG_VERSION").to_string(),
+                revision: option_env!("STORAGEROUTER_REVISION").map(str::to_string),
+                format: datadir::FORMAT,
+                node: router.node().to_string(),
+            },
+            token: settings.api.token()?,
+            nbd_uri: nbd.local_addr().map(|address| nbd_uri(address, settings.nbd.tls)),
+            nbd_unix: nbd.unix_path().map(|path| path.display().to_string()),
+        });
+        tracing::info!(
+            api = url,
+            nbd = nbd.local_addr().map(|a| a.to_string()),
+            nbd_unix = nbd.unix_path().map(|p| p.display().to_string()),
+            "listening"
+        );
+        let (stop, stopped) = watch::channel(false);
+        let mut api_stopped = stopped.clone();
+        Ok(Running {
+            router,
+            nbd: tokio::spawn(nbd.serve(stopped)),
+            api: tokio::spawn(framework::serve(api, app, tls, async move {
+                // A sender that is gone means stop, too.
+                let _ = api_stopped.wait_for(|stop| *stop).await;
+            })),
+            stop,
+            watchdog: system::watchdog(clock),
+        })
+    }
+
+    /// Serves until a signal comes; its name. A front end that ends by itself is an error.
+    async fn until_stopped(
+        &mut self,
+        signals: &mut Signals,
+        sources: &Sources,
+        log: &LogControl,
+    ) -> Result<&'static str> {
+        tokio::select! {
+            name = signals.stop(sources, log) => Ok(name),
+            ended = &mut self.nbd => Err(ended_early("the NBD server", ended)),
+            ended = &mut self.api => Err(ended_early("the API server", ended)),
+        }
+    }
+
+    /// Stops: first who talks to clients, then what they talked to. Takes `limit` at most.
+    async fn stop(self, limit: Duration, clock: &dyn Clock) {
+        let begin = clock.now();
+        let work = limit.saturating_sub(LAST_STEPS);
+        let Running { router, stop, nbd, api, watchdog } = self;
+        let orderly = async {
+            let _ = stop.send(true);
+            // A panic in them has ended the process already.
+            let _ = tokio::join!(nbd, api);
+            tracing::info!("no client is connected any more");
+            let left = work.saturating_sub(clock.now().saturating_sub(begin));
+            router.shutdown(left).await;
+        };
+        let in_time = tokio::time::timeout(limit, orderly).await.is_ok();
+        if let Some(watchdog) = watchdog {
+            watchdog.abort();
+        }
+        let took = format!("{:.1?}", clock.now().saturating_sub(begin));
+        if in_time {
+            tracing::info!(took, "stopped");
+        } else {
+            tracing::warn!(took, "stopped before everything had ended; nothing acknowledged is lost");
+        }
+    }
+}
+
+fn ended_early<T>(what: &str, ended: Result<T, tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(_) => anyhow::anyhow!("{what} ended by itself"),
+        Err(e) => anyhow::anyhow!("{what} ended by itself: {e}"),
+    }
+}
+
+/// Binds an address. The error names the key and what to do.
+fn listen_on(key: &str, address: &str) -> Result<TcpListener> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    bind().map_err(|e: std::io::Error| {
+        let exit = match e.kind() {
+            std::io::ErrorKind::AddrInUse => Exit::Conflict,
+            std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::InvalidInput => Exit::Usage,
+            _ => Exit::Failure,
+        };
+        Failure::error(
+            exit,
+            format!(
+                "{key}: can't listen on {address}: {e}. Choose another address with --set {key}=HOST:PORT, or stop \
+                 what uses it"
+            ),
+        )
+    })
+}
+
+/// The URI of a vDisk, with places for its names.
+fn nbd_uri(address: SocketAddr, tls: TlsMode) -> String {
+    let scheme = if tls == TlsMode::Require { "nbds" } else { "nbd" };
+    let host = if address.ip().is_unspecified() {
+        // Reachable under each name of this machine: its own is the best guess.
+        format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), address.port())
+    } else {
+        address.to_string()
+    };
+    format!("{scheme}://{host}/{{vpool}}/{{vdisk}}")
+}
+
+fn log_filter(log: &LogControl) -> framework::LogFilter {
+    let (get, set) = (log.clone(), log.clone());
+    framework::LogFilter {
+        get: Arc::new(move || get.filter()),
+        set: Arc::new(move |text| {
+            set.set_filter(text).map_err(Error::invalid)?;
+            tracing::info!(filter = text, "log filter changed");
+            Ok(())
+        }),
+    }
+}
+
+/// Opens the index. It is derived: one that can't be read is made again.
+fn open_index(path: &Path, settings: &Settings) -> Result<Arc<dyn Table>> {
+    let open = || RocksTable::open(path, settings.index.rocks());
+    match open() {
+        Ok(table) => Ok(Arc::new(table)),
+        Err(e) if matches!(e.kind, ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Invalid) => {
+            tracing::warn!(error = %e, "the index can't be read: it is made again from the object stores; the first reads are slower");
+            RocksTable::destroy(path)?;
+            Ok(Arc::new(open()?))
+        }
+        Err(e) => Err(e.into()),
+    }
+}

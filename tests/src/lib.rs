@@ -1,0 +1,34 @@
+//! The harness: real `storagerouter` processes, real clients, and an oracle that knows what must be
+//! on a vDisk after any crash.
+//!
+//! Rooms:
+//! - [`block`]: the self-describing 4 KiB block;
+//! - [`model`]: the oracle, which blocks a vDisk may hold now;
+//! - [`nbd`]: a small pipelined NBD client that never reconnects and never hides an error;
+//! - [`workload`]: random writes, trims, flushes and reads over several connections, recorded in the model;
+//! - [`router`], [`reference`], [`s3`], [`gate`]: processes and servers under test, and beside them;
+//! - [`setup`]: a router with one vPool and one vDisk on a chosen backend;
+//! - [`mount`]: an ext4 file system on an export, without a kernel NBD driver;
+//! - [`database`]: SQLite and PostgreSQL as clients that remember what was committed;
+//! - [`process`], [`tools`], [`time`], [`tls`]: what the others stand on.
+//!
+//! It does not own the promises of single crates: their tests lie beside their code.
+
+// The processes under test live in real time, so their harness does.
+#![allow(clippy::disallowed_methods)]
+
+pub mod block;
+pub mod database;
+pub mod gate;
+pub mod model;
+pub mod mount;
+pub mod nbd;
+pub mod process;
+pub mod reference;
+pub mod router;
+pub mod s3;
+pub mod setup;
+pub mod time;
+pub mod tls;
+pub mod tools;
+pub mod workload;

@@ -1,0 +1,76 @@
+//! The one door for developer commands: `cargo xtask help`.
+//!
+//! Rooms: [`demo`] (a storage router to play with), [`check`] (all that must pass at a hand-over,
+//! and the soaks), [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
+//! pip bring), [`tester`] (the NBD reference tester, built from source), [`steps`] (running
+//! programs with their cost), [`place`] (where things are).
+
+// Real programs run in real time.
+#![allow(clippy::disallowed_methods)]
+
+mod arch;
+mod check;
+mod demo;
+mod packages;
+mod place;
+mod steps;
+mod tester;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of storagerouter")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing, build, start a storage router with a vDisk to try, stay in the foreground
+    Demo(demo::Demo),
+    /// Everything that must pass at a hand-over
+    Test(check::Test),
+    /// The long counts: hundreds of kill -9, long outages
+    Soak(check::Soak),
+    /// Benchmarks against nbdkit and qemu-nbd, interleaved in one run; options go to the bench program
+    Bench {
+        /// See `cargo xtask bench -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check crate arrows, file lengths, banned crates
+    Arch,
+    /// Format all code
+    Fmt,
+    /// Clippy over everything, warnings are errors
+    Lint,
+    /// Install what the tests need, without running them
+    Packages,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(error.downcast_ref::<packages::Missing>().map_or(1, |_| 2))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Demo(demo) => return demo::run(&demo),
+        Command::Test(test) => return check::test(&test),
+        Command::Soak(soak) => return check::soak(&soak),
+        Command::Bench { arguments } => check::bench(&arguments)?,
+        Command::Arch => arch::check(true)?,
+        Command::Fmt => steps::Program::cargo(&["fmt", "--all"]).run()?,
+        Command::Lint => check::lint().run()?,
+        Command::Packages => check::prepare()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
