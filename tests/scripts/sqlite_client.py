@@ -8,7 +8,9 @@ import sys
 path, noted, mode = sys.argv[1:4]
 db = sqlite3.connect(path, isolation_level=None)
 db.execute("PRAGMA journal_mode=" + mode)
-db.execute("PRAGMA synchronous=FULL")
+# With FULL, a rollback journal that was deleted may be there again after a crash of the file system, and the last
+# commit is undone; EXTRA syncs the directory too, so that a commit that returned is one.
+db.execute("PRAGMA synchronous=EXTRA")
 db.execute("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, filler BLOB NOT NULL)")
 next_id = (db.execute("SELECT max(id) FROM t").fetchone()[0] or 0) + 1
 with open(noted, "a") as out:

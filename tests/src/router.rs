@@ -158,6 +158,8 @@ impl Router {
     pub fn try_cli_within(&self, seconds: u64, arguments: &[&str]) -> Result<Ran> {
         let mut command = command(own_program("storagerouter")?);
         command.args(arguments).arg("--api").arg(self.api());
+        // fsck and inspect read the object store themselves, with the same credentials.
+        command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
         run_within(seconds, command)
     }
 

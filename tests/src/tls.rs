@@ -40,8 +40,6 @@ impl Authority {
                     "--generate-privkey",
                     "--key-type=rsa",
                     "--bits=2048",
-                    "--pkcs8",
-                    "--empty-password",
                     "--outfile",
                     &file(&format!("{name}-key.pem")),
                 ],

@@ -226,6 +226,9 @@ fn a_flipped_bit_in_a_sco_is_an_error_that_names_the_object() -> Result<()> {
         .filter(|path| path.components().any(|part| part.as_os_str() == "s"))
         .collect();
     ensure!(!scos.is_empty(), "no SCO below {}", pool.display());
+    // By epoch and number: the last ones hold what was overwritten least.
+    let mut scos = scos;
+    scos.sort();
     // Whatever the workload has overwritten since, some SCO holds a live cluster in its middle.
     let mut seen = false;
     for sco in scos.iter().rev().take(10) {

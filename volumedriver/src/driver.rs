@@ -302,7 +302,7 @@ impl Drop for Opening<'_> {
 
 /// Whether a volume may have SCOs of this size.
 fn check_sco_size(size: u32, cluster: u32) -> Result<()> {
-    if !(1 << 20..=128 << 20).contains(&size) || size % cluster != 0 {
+    if !(1 << 20..=128 << 20).contains(&size) || !size.is_multiple_of(cluster) {
         return Err(Error::invalid(format!(
             "a SCO size of {size} bytes is not possible: 1 MiB to 128 MiB, a multiple of the cluster size ({cluster})"
         )));

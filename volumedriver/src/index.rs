@@ -227,15 +227,11 @@ impl Index {
         while next < end {
             let (number, first) = (next / PAGE_CLUSTERS, next % PAGE_CLUSTERS);
             let n = (PAGE_CLUSTERS - first).min(end - next);
-            self.with_page(number, |page| match page {
-                Some(page) => out.extend((first..first + n).map(|i| page.get(i))),
-                None => {}
-            })
-            .map(|absent| {
-                if let Some(mapped) = absent {
-                    out.extend((0..n).map(|_| mapped));
-                }
-            })?;
+            let absent =
+                self.with_page(number, |page| out.extend((first..first + n).map(|i| page.get(i))))?;
+            if let Some(mapped) = absent {
+                out.extend((0..n).map(|_| mapped));
+            }
             next += n;
         }
         Ok(())
@@ -243,13 +239,13 @@ impl Index {
 
     /// Calls `f` with the page, loading it if need be; tells what the whole page reads as when
     /// there is none.
-    fn with_page(&self, number: u64, f: impl FnOnce(Option<&Page>)) -> Result<Option<Mapped>> {
+    fn with_page(&self, number: u64, f: impl FnOnce(&Page)) -> Result<Option<Mapped>> {
         loop {
             let evictions = {
                 let pages = self.pages.read();
                 if let Some(slot) = pages.map.get(&number) {
                     slot.used.store(true, Ordering::Relaxed);
-                    f(Some(&slot.page));
+                    f(&slot.page);
                     return Ok(None);
                 }
                 if pages.zeroes.overlapping(number, 1).next().is_some() {

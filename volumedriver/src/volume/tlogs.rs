@@ -110,14 +110,14 @@ pub(crate) fn without(tlog: &TLog, is_dead: impl Fn(ScoId) -> bool) -> TLog {
     for d in &tlog.dict {
         renumbered.push(if is_dead(d.id) { NO_DICT } else { dict.len() as u32 });
         if !is_dead(d.id) {
-            dict.push(DictEntry { live_upper_bound: 0, ..d.clone() });
+            dict.push(DictEntry { live_upper_bound: 0, ..*d });
         }
     }
     let TLog { lsn_lo, lsn_hi, addr_lo, addr_hi, .. } = *tlog;
     let mut out = TLog { lsn_lo, lsn_hi, addr_lo, addr_hi, dict, entries: Vec::new(), crcs: Vec::new() };
     let mut at = 0;
     for e in &tlog.entries {
-        let mut entry = e.clone();
+        let mut entry = *e;
         if e.kind == Kind::Data {
             let crcs = &tlog.crcs[at..at + e.count as usize];
             at += e.count as usize;
@@ -181,7 +181,7 @@ impl TLogSet {
             let key = keys::object_key(manifest.volume, &page.obj);
             let bytes = store.get(&key).await.map_err(|e| e.context(format!("list page '{key}'")))?;
             let (_, refs) = list::decode(&bytes).map_err(|e| e.context(format!("list page '{key}'")))?;
-            pages.push((page.clone(), refs));
+            pages.push((*page, refs));
         }
         Ok(TLogSet { pages, inline: manifest.tlogs.clone() })
     }
@@ -211,7 +211,7 @@ impl TLogSet {
     pub fn replace(&mut self, old: &ObjectRef, new: &TLogRef) {
         let swap = |refs: &mut Vec<TLogRef>| match refs.iter_mut().find(|r| r.obj == *old) {
             Some(slot) => {
-                *slot = new.clone();
+                *slot = *new;
                 true
             }
             None => false,
@@ -238,14 +238,14 @@ impl TLogSet {
     ) -> Result<Vec<NewObject>> {
         let mut objects = Vec::new();
         loop {
-            manifest.pages = self.pages.iter().map(|(page, _)| page.clone()).collect();
+            manifest.pages = self.pages.iter().map(|(page, _)| *page).collect();
             manifest.tlogs = self.inline.clone();
             let excess = manifest.excess_tlogs();
             if excess == 0 {
                 return Ok(objects);
             }
             // Half of a full page at least, so that not every Manifest makes a page.
-            let n = excess.max(list::MAX_REFS / 2).min(list::MAX_REFS).min(self.inline.len());
+            let n = excess.clamp(list::MAX_REFS / 2, list::MAX_REFS).min(self.inline.len());
             let (epoch, number) = number();
             let volume = manifest.volume;
             let envelope = Envelope { kind: ObjectKind::ListPage, volume, epoch, number, writer, compat: 0 };

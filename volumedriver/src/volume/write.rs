@@ -287,7 +287,7 @@ pub fn check_size(size: u64, cluster: u32) -> Result<()> {
             "a size of {size} bytes is not possible: from {cluster} bytes to 64 TiB ({MAX_SIZE} bytes)"
         )));
     }
-    if size % cluster != 0 {
+    if !size.is_multiple_of(cluster) {
         let below = size / cluster * cluster;
         return Err(Error::invalid(format!(
             "a size of {size} bytes is not a multiple of the cluster size ({cluster}): take {} or {}",
