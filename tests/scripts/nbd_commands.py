@@ -13,6 +13,7 @@ ours = "reference" not in sys.argv[2:]
 
 def connect():
     h = nbd.NBD()
+    h.set_uri_allow_local_file(True)
     h.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
     h.connect_uri(uri)
     return h
@@ -161,6 +162,7 @@ for n in range(256):
 name = h.get_export_name()
 if ours:
     lister = nbd.NBD()
+    lister.set_uri_allow_local_file(True)
     lister.set_opt_mode(True)
     lister.connect_uri(uri)
     names = []

@@ -101,6 +101,8 @@ struct Scos {
     dirty: BTreeSet<ScoId>,
     stored: u64,
     live: u64,
+    /// Bytes of SCOs without live clusters.
+    dead: u64,
 }
 
 /// The committed head map of one volume.
@@ -215,6 +217,7 @@ impl Index {
                 scos.uses.insert(id, ScoUse { len, live: live as u32 });
                 scos.stored += len;
                 scos.live += live;
+                scos.dead += if live == 0 { len } else { 0 };
             }
         }
         Ok(Some(watermark))
@@ -299,8 +302,10 @@ impl Index {
         let used = scos.uses.entry(id).or_insert(ScoUse { len: 0, live: 0 });
         if used.len == 0 {
             used.len = len;
+            let dead = used.live == 0;
             scos.dirty.insert(id);
             scos.stored += len;
+            scos.dead += if dead { len } else { 0 };
         }
     }
 
@@ -310,12 +315,19 @@ impl Index {
         if let Some(used) = scos.uses.remove(&id) {
             scos.dirty.insert(id);
             scos.stored -= used.len;
+            scos.live -= u64::from(used.live);
+            scos.dead -= if used.live == 0 { used.len } else { 0 };
         }
     }
 
     /// SCOs of which the head maps no cluster.
     pub fn dead_scos(&self) -> Vec<(ScoId, u64)> {
         self.scos.lock().uses.iter().filter(|(_, u)| u.live == 0).map(|(id, u)| (*id, u.len)).collect()
+    }
+
+    /// Bytes of the SCOs without live clusters.
+    pub fn dead_bytes(&self) -> u64 {
+        self.scos.lock().dead
     }
 
     /// Bytes of the known SCOs, and clusters that the head maps to them.
@@ -553,7 +565,13 @@ impl Drop for Index {
 impl Scos {
     fn count(&mut self, id: ScoId, by: i32) {
         let used = self.uses.entry(id).or_insert(ScoUse { len: 0, live: 0 });
+        let before = used.live;
         used.live = used.live.saturating_add_signed(by);
+        match (before, used.live) {
+            (0, 1..) => self.dead -= used.len,
+            (1.., 0) => self.dead += used.len,
+            _ => {}
+        }
         self.live = self.live.saturating_add_signed(i64::from(by));
         self.dirty.insert(id);
     }

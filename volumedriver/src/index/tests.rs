@@ -66,6 +66,8 @@ proptest! {
             let live = model.iter().filter(|m| matches!(m, Mapped::At(l) if l.sco() == sco(number))).count();
             prop_assert_eq!(index.live(sco(number)) as usize, live, "live clusters of SCO {}", number);
         }
+        let dead: u64 = index.dead_scos().iter().map(|(_, len)| len).sum();
+        prop_assert_eq!(index.dead_bytes(), dead);
     }
 }
 
@@ -132,7 +134,7 @@ fn a_range_of_64_tib_costs_the_pages_that_exist() {
     index.lookup(999_999, 3, &mut out).unwrap();
     assert_eq!(out, vec![Mapped::Hole; 3]);
     assert_eq!(index.live(sco(1)), 0);
-    assert_eq!(index.dead_scos(), [(sco(1), 1000)]);
+    assert_eq!((index.dead_scos(), index.dead_bytes()), (vec![(sco(1), 1000)], 1000));
 }
 
 #[test]

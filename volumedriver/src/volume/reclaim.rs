@@ -33,7 +33,7 @@ const DELETES: usize = 16;
 impl Pump {
     /// Whether the SCOs without live clusters are worth the objects that it takes to delete them.
     pub(super) fn reclaim_pays(&self) -> bool {
-        let dead: u64 = self.shared.index.dead_scos().iter().map(|(_, len)| len).sum();
+        let dead = self.shared.index.dead_bytes();
         let (stored, _) = self.shared.index.totals();
         dead > 0 && dead >= WORTH.min(stored / 8)
     }
