@@ -69,7 +69,7 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(vpools::list, vpools::create))
         .routes(routes!(vpools::show, vpools::delete))
         .routes(routes!(vdisks::list, vdisks::create))
-        .routes(routes!(vdisks::show, vdisks::resize, vdisks::delete))
+        .routes(routes!(vdisks::show, vdisks::change, vdisks::delete))
         .routes(routes!(vdisks::drain))
         .routes(routes!(system::health))
         .routes(routes!(system::log_level, system::set_log_level))

@@ -102,11 +102,15 @@ pub struct VdiskCreate {
 }
 
 /// Body of `PATCH /api/v1/vdisks/{vpool}/{name}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VdiskPatch {
     /// The new size: a multiple of the vPool's cluster size, not smaller than the present one.
-    pub size_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Whether clients that connect from now on may only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
 }
 
 /// A vDisk.

@@ -301,6 +301,7 @@ Examples:
   storagerouter vdisk create disk1 --vpool demo --size 10GiB
   storagerouter vdisk show disk1
   storagerouter vdisk resize demo/disk1 --size 20GiB
+  storagerouter vdisk set demo/disk1 --read-only true
   storagerouter vdisk delete disk1")]
 pub struct Vdisk {
     /// The API.
@@ -351,6 +352,14 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         /// The new size
         #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
         size: u64,
+    },
+    /// Make a vDisk read-only or writable, for clients that connect from then on
+    Set {
+        /// VPOOL/NAME, or NAME when unique
+        vdisk: String,
+        /// Whether clients may only read
+        #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
+        read_only: bool,
     },
     /// Delete a vDisk and all its data
     Delete {

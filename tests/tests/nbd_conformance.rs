@@ -296,3 +296,23 @@ fn a_vdisk_grows_online_and_new_connections_see_it() -> Result<()> {
         .refused(&["shrink", "smaller", "grow"])?;
     Ok(())
 }
+
+#[test]
+fn a_read_only_vdisk_is_read_and_not_written() -> Result<()> {
+    let setup = with_disks("readonly", |config| config)?;
+    let uri = setup.uri();
+    run("qemu-io", ["-f", "raw", "-c", "write -P 9 0 1M", &uri])?;
+    setup.router.cli(&["vdisk", "set", DISK, "--read-only", "true"])?;
+    run("nbdinfo", ["--is", "readonly", &uri])?;
+    let said = run("qemu-io", ["-r", "-f", "raw", "-c", "read -P 9 0 1M", &uri])?;
+    ensure!(!said.stdout.contains("failed"), "{}", said.stdout);
+    let nbdsh = ["-c", &format!("h.set_strict_mode(0); h.connect_uri('{uri}'); h.pwrite(b'x' * 512, 0)")]
+        .map(String::from);
+    let mut writer = command("nbdsh");
+    writer.args(nbdsh);
+    let wrote = run_within(30, writer)?;
+    ensure!(!wrote.status.success() && wrote.stderr.contains("EPERM"), "a write: {}", wrote.stderr);
+    setup.router.cli(&["vdisk", "set", DISK, "--read-only", "false"])?;
+    run("qemu-io", ["-f", "raw", "-c", "write -P 8 0 1M", &uri])?;
+    Ok(())
+}

@@ -132,23 +132,32 @@ pub(super) async fn show(
     Ok(Json(shown(&state, state.router.vdisk(&vpool, &name)?)))
 }
 
-/// Grow a vDisk, online. Clients that connect from then on see the new size.
+/// Change a vDisk, online: grow it, make it read-only or writable. Clients that connect from then on see it.
 #[utoipa::path(patch, path = "/api/v1/vdisks/{vpool}/{name}", tag = "vdisks", request_body = VdiskPatch,
     params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id")),
     responses(
-    (status = 200, description = "The vDisk with its new size", body = Vdisk),
-    (status = 400, description = "Not a valid size", body = Problem),
+    (status = 200, description = "The vDisk as it is now", body = Vdisk),
+    (status = 400, description = "Not a valid size, or nothing to change", body = Problem),
     (status = 404, description = "There is no such vDisk", body = Problem),
     (status = 501, description = "A vDisk can't shrink", body = Problem),
     (status = 503, description = "The vDisk is not open", body = Problem),
 ))]
-pub(super) async fn resize(
+pub(super) async fn change(
     extract::State(state): extract::State<State>,
     Names((vpool, name)): Names<(String, String)>,
     Body(body): Body<VdiskPatch>,
 ) -> Answer<Json<Vdisk>> {
-    let info = state.router.resize_vdisk(&vpool, &name, body.size_bytes).await?;
-    Ok(Json(shown(&state, info)))
+    let mut info = None;
+    if let Some(size) = body.size_bytes {
+        info = Some(state.router.resize_vdisk(&vpool, &name, size).await?);
+    }
+    if let Some(read_only) = body.read_only {
+        info = Some(state.router.set_read_only(&vpool, &name, read_only).await?);
+    }
+    match info {
+        Some(info) => Ok(Json(shown(&state, info))),
+        None => Err(Error::invalid("nothing to change: give 'size_bytes' or 'read_only'").into()),
+    }
 }
 
 /// Delete a vDisk with all of its data.

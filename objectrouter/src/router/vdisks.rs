@@ -112,6 +112,24 @@ impl Router {
         self.tasks.run(format!("resize vDisk {vpool}/{name}"), work).await
     }
 
+    /// Makes a vDisk read-only, or writable, for clients that connect from now on.
+    pub async fn set_read_only(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+        read_only: bool,
+    ) -> Result<VdiskInfo> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        let router = self.clone();
+        let task = format!("change vDisk {vdisk}");
+        let work = async move {
+            let _work = vdisk.work.lock().await;
+            router.change_record(&vdisk, |record| record.read_only = read_only).await?;
+            Ok(vdisk.info())
+        };
+        self.tasks.run(task, work).await
+    }
+
     /// Seals and uploads everything accepted before the call; `Unavailable` when `wait` passes
     /// first, and then it goes on by itself. Without `wait` it only begins.
     pub async fn drain_vdisk(

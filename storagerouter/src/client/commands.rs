@@ -76,7 +76,13 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
         }
         VdiskAction::Resize { vdisk, size } => {
             let path = vdisk_path(&api, vdisk).await?;
-            let body = VdiskPatch { size_bytes: *size };
+            let body = VdiskPatch { size_bytes: Some(*size), ..VdiskPatch::default() };
+            let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
+            show(output, &vdisk, tables::vdisk)
+        }
+        VdiskAction::Set { vdisk, read_only } => {
+            let path = vdisk_path(&api, vdisk).await?;
+            let body = VdiskPatch { read_only: Some(*read_only), ..VdiskPatch::default() };
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
             show(output, &vdisk, tables::vdisk)
         }
