@@ -150,7 +150,8 @@ fn doc_tests(sum: &mut Sum) -> Result<()> {
 fn count(line: &str, sum: &mut Sum) {
     let line = strip_colours(line);
     let summary = line.trim_start();
-    if !(summary.starts_with("Summary [") || summary.starts_with("test result:")) {
+    // Indented, it is what a failed test printed, quoted by nextest.
+    if !(summary.starts_with("Summary [") || line.starts_with("test result:")) {
         return;
     }
     let words: Vec<&str> = summary.split_whitespace().collect();
