@@ -316,3 +316,24 @@ fn a_read_only_vdisk_is_read_and_not_written() -> Result<()> {
     run("qemu-io", ["-f", "raw", "-c", "write -P 8 0 1M", &uri])?;
     Ok(())
 }
+
+/// `SR_NBDINFO` is the nbdinfo of libnbd 1.22 or newer, or a command that runs it:
+/// `chroot /srv/trixie nbdinfo`.
+#[test]
+#[ignore = "needs a newer libnbd than Debian 12 has: set SR_NBDINFO to its nbdinfo"]
+fn a_libnbd_that_knows_extended_headers_speaks_them() -> Result<()> {
+    let said = std::env::var("SR_NBDINFO").context("SR_NBDINFO is not set")?;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let (program, before) = words.split_first().context("SR_NBDINFO is empty")?;
+    let setup = with_disks("extended", |config| config)?;
+    let uri = setup.uri();
+    run("qemu-io", ["-f", "raw", "-c", "write -P 9 1M 1M", &uri])?;
+    let nbdinfo = |arguments: &[&str]| run(program, [before, arguments].concat());
+    let told = nbdinfo(&[&uri])?.stdout;
+    ensure!(told.contains("using extended packets"), "{told}");
+    let map = nbdinfo(&["--map", &uri])?.stdout;
+    let second = map.lines().nth(1).unwrap_or_default();
+    let words: Vec<&str> = second.split_whitespace().collect();
+    ensure!(words.starts_with(&["1048576", "1048576", "0"]), "the map is {map}");
+    Ok(())
+}
