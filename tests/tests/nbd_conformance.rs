@@ -311,7 +311,7 @@ fn a_read_only_vdisk_is_read_and_not_written() -> Result<()> {
     let mut writer = command("nbdsh");
     writer.args(nbdsh);
     let wrote = run_within(30, writer)?;
-    ensure!(!wrote.status.success() && wrote.stderr.contains("EPERM"), "a write: {}", wrote.stderr);
+    ensure!(!wrote.status.success() && wrote.stderr.contains("not permitted"), "a write: {}", wrote.stderr);
     setup.router.cli(&["vdisk", "set", DISK, "--read-only", "false"])?;
     run("qemu-io", ["-f", "raw", "-c", "write -P 8 0 1M", &uri])?;
     Ok(())
