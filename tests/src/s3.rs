@@ -2,7 +2,7 @@
 //! signatures, survives its own kill -9), and one that answers every request with one error.
 
 use crate::process::Process;
-use crate::tools::{command, find, free_port, http, need};
+use crate::tools::{command, find, free_port, http, need, source};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -48,6 +48,8 @@ impl Moto {
         let mut command = command(find("moto_server").context("moto_server")?);
         // Its interpreter is found through the original search path.
         command.env("PATH", std::env::var("PATH").unwrap_or_default());
+        // One request at a time: see the file there.
+        command.env("PYTHONPATH", source("moto"));
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).args(arguments);
         command.envs(environment.iter().copied());
         let mut process = Process::spawn("moto_server", command, &folder.join("moto.log"))?;

@@ -20,6 +20,8 @@ impl Moto {
         drop(listener);
         let child = Command::new("moto_server")
             .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            // One request at a time: see the file there.
+            .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/moto"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
