@@ -74,26 +74,22 @@ fn nothing_acknowledged_is_lost_on_s3() -> Result<()> {
     kill_loop(Kind::Moto, |_| Ok(()))
 }
 
-/// The store is killed too. On demand: `cargo install --locked s3s-fs --features binary`.
+/// The store is killed too.
 #[test]
+#[ignore = "needs s3s-fs: cargo install --locked s3s-fs --features binary"]
 fn nothing_acknowledged_is_lost_when_the_store_is_killed_too() -> Result<()> {
-    if !S3sFs::installed() {
-        println!("on demand: s3s-fs is not installed");
-        return Ok(());
-    }
+    ensure!(S3sFs::installed(), "s3s-fs is not installed");
     kill_loop(Kind::S3sFs, |setup| match &mut setup.backend {
         tests::setup::Backend::S3sFs(store) => store.kill_and_restart(),
         _ => Ok(()),
     })
 }
 
-/// Any S3 service, on demand: the environment names it (docs/testing.md).
+/// Any S3 service: the environment names it (docs/testing.md).
 #[test]
+#[ignore = "needs SR_S3_ENDPOINT and SR_S3_BUCKET"]
 fn nothing_acknowledged_is_lost_on_the_s3_service_of_the_environment() -> Result<()> {
-    if tests::setup::external().is_none() {
-        println!("on demand: SR_S3_ENDPOINT and SR_S3_BUCKET are not set");
-        return Ok(());
-    }
+    ensure!(tests::setup::external().is_some(), "SR_S3_ENDPOINT and SR_S3_BUCKET are not set");
     kill_loop(Kind::External, |_| Ok(()))
 }
 

@@ -12,7 +12,7 @@ mod seal;
 pub(crate) use seal::SealPlan;
 
 use crate::extent_map::ExtentMap;
-use crate::journal::{JournalLoc, Mark};
+use crate::journal::{JournalLoc, Mark, RecoveredEntry};
 use crate::log::{Crcs, Kind, LogEntry};
 use crate::volume::Frontiers;
 use bytes::Bytes;
@@ -50,6 +50,8 @@ struct Rec {
     data: Option<Bytes>,
     /// Where the content lies in the journal; `None` until the entry has retired.
     loc: Option<JournalLoc>,
+    /// When it retired: its age until it is sealed counts from here.
+    retired_at: Duration,
     waiter: Option<oneshot::Sender<Result<()>>>,
     claim: Option<u64>,
 }
@@ -220,6 +222,7 @@ impl Core {
             units,
             data,
             loc: None,
+            retired_at: Duration::ZERO,
             waiter: Some(waiter),
             claim,
         });
@@ -227,7 +230,8 @@ impl Core {
     }
 
     /// Event: recovery found this entry of an earlier epoch; it counts, and lies in the journal.
-    pub fn replay(&mut self, kind: Kind, addr: u64, count: u64, crcs: Crcs, units: u64, loc: JournalLoc) {
+    pub fn replay(&mut self, entry: RecoveredEntry, units: u64, now: Duration) {
+        let RecoveredEntry { kind, addr, count, crcs, loc, .. } = entry;
         let lsn = self.assigned().next();
         self.dirty_bytes += self.content_bytes(kind, count);
         self.recs.push_back(Rec {
@@ -238,10 +242,11 @@ impl Core {
             units,
             data: None,
             loc: None,
+            retired_at: Duration::ZERO,
             waiter: None,
             claim: None,
         });
-        self.retire(lsn, loc, Mark::default(), Duration::ZERO);
+        self.retire(lsn, loc, Mark::default(), now);
         self.evicted = lsn;
     }
 
@@ -253,6 +258,7 @@ impl Core {
         let Some(rec) = self.rec_mut(lsn) else { return 0 };
         assert_eq!(lsn, expected, "entries retire in LSN order");
         rec.loc = Some(loc);
+        rec.retired_at = now;
         let (kind, addr, count, claim) = (rec.kind, rec.addr, rec.count, rec.claim.take());
         let held = rec.data.as_ref().map_or(0, |d| d.len() as u64);
         if let Some(waiter) = rec.waiter.take() {
@@ -305,13 +311,6 @@ impl Core {
     /// The last accepted LSN, and how far the journal must be durable for it.
     pub fn accepted(&self) -> (Lsn, Mark) {
         (self.frontiers.accepted, self.mark)
-    }
-
-    /// The recovered entries are as old as `now`: their age begins.
-    pub fn restart_seal_clock(&mut self, now: Duration) {
-        if let Some(since) = &mut self.unsealed_since {
-            *since = now;
-        }
     }
 
     /// Event: everything up to `lsn` survives a power cut.

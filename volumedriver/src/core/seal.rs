@@ -41,7 +41,7 @@ impl Core {
 
     /// Decides the next SCO of at most `max_clusters` and moves `sealed`. `None` when nothing is
     /// unsealed.
-    pub fn plan_seal(&mut self, max_clusters: u64, now: Duration) -> Option<SealPlan> {
+    pub fn plan_seal(&mut self, max_clusters: u64) -> Option<SealPlan> {
         let lsn_lo = self.frontiers.sealed.next();
         if lsn_lo > self.frontiers.accepted {
             return None;
@@ -89,7 +89,8 @@ impl Core {
             .collect();
         self.frontiers.sealed = lsn_hi;
         self.unsealed_bytes -= taken_bytes;
-        self.unsealed_since = (lsn_hi < self.frontiers.accepted).then_some(now);
+        let remains = lsn_hi < self.frontiers.accepted;
+        self.unsealed_since = self.rec(lsn_hi.next()).filter(|_| remains).map(|rec| rec.retired_at);
         self.assert_order();
         Some(SealPlan { lsn_lo, lsn_hi, runs, controls })
     }

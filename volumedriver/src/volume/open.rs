@@ -11,7 +11,7 @@
 use super::chain::Chain;
 use super::pump::Pump;
 use super::tlogs::{self, TLogSet, TailSco};
-use super::{MemoryBudget, Shared, Volume, reclaim};
+use super::{MemoryBudget, Shared, Volume};
 use crate::config::Settings;
 use crate::core::Core;
 use crate::credit::{Account, Credits};
@@ -134,7 +134,6 @@ pub(crate) async fn open(
     home.journal.release(id, covered);
 
     let (commands, inbox) = mpsc::channel(16);
-    tokio::spawn(reclaim::sweep(shared.clone(), set.clone()));
     let pump = Pump::new(shared.clone(), chain, set, next_object, home.uploads.clone(), inbox);
     let pump = tokio::spawn(pump.run());
     let took = home.clock.now().saturating_sub(started);
@@ -180,12 +179,12 @@ async fn finish(
     shared.tlog_bytes.store(set.bytes(), std::sync::atomic::Ordering::Relaxed);
 
     let replayed = run.len();
+    let now = home.clock.now();
     let mut core = shared.core.lock();
     for entry in run {
         let units = shared.credits.take_now(entry.loc.len() as u64);
-        core.replay(entry.kind, entry.addr, entry.count, entry.crcs, units, entry.loc);
+        core.replay(entry, units, now);
     }
-    core.restart_seal_clock(home.clock.now());
     Ok(replayed)
 }
 

@@ -5,23 +5,52 @@ use bytes::Bytes;
 use common::object::Precondition;
 use common::{Error, ErrorKind, ObjectStore, Result};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-/// What keeps a volume's background work from going on, in words; `None` when nothing does.
+/// The operations of a volume that fail and are tried on, each with its reason. The volume is
+/// degraded as long as there is one.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<String>>);
+pub(crate) struct Trouble(Mutex<Reasons>);
+
+#[derive(Debug, Default)]
+struct Reasons {
+    next: u64,
+    waiting: BTreeMap<u64, String>,
+}
 
 impl Trouble {
+    /// Why the operation that waits longest does, in words.
     pub fn get(&self) -> Option<String> {
-        self.0.lock().clone()
+        self.0.lock().waiting.values().next().cloned()
     }
+}
 
-    fn set(&self, reason: Option<String>) -> bool {
-        let mut trouble = self.0.lock();
-        let news = trouble.is_some() != reason.is_some();
-        *trouble = reason;
-        news
+/// One operation's reason to wait; it is gone with the operation.
+struct Waiting<'a> {
+    trouble: &'a Trouble,
+    key: Option<u64>,
+}
+
+impl Waiting<'_> {
+    /// Whether this is the operation's first failure.
+    fn set(&mut self, reason: String) -> bool {
+        let mut reasons = self.trouble.0.lock();
+        let first = self.key.is_none();
+        let next = reasons.next;
+        let key = *self.key.get_or_insert(next);
+        reasons.next += u64::from(first);
+        reasons.waiting.insert(key, reason);
+        first
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.trouble.0.lock().waiting.remove(&key);
+        }
     }
 }
 
@@ -60,11 +89,12 @@ impl Shared {
         F: Future<Output = Result<T>>,
     {
         let mut wait = FIRST_WAIT;
+        let mut waiting = Waiting { trouble: &self.trouble, key: None };
         loop {
             match op().await {
                 Err(error) if may_pass(error.kind) => {
                     self.core.lock().check()?;
-                    if self.trouble.set(Some(format!("{what}: {error}"))) {
+                    if waiting.set(format!("{what}: {error}")) {
                         tracing::warn!(volume = %self.id, %error, "{what} does not succeed; trying on");
                     }
                     // Half of it by chance, so that many volumes do not come back as one.
@@ -75,7 +105,7 @@ impl Shared {
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
                 outcome => {
-                    if self.trouble.set(None) {
+                    if waiting.key.is_some() && outcome.is_ok() {
                         tracing::info!(volume = %self.id, "{what} succeeds again");
                     }
                     return outcome;

@@ -87,9 +87,13 @@ impl Pump {
 
     /// Runs until the volume closes or stops.
     pub async fn run(mut self) {
+        // Beside the work, and no longer than it.
+        let mut sweep = JoinSet::new();
+        sweep.spawn(super::reclaim::sweep(self.shared.clone(), self.tlogs.clone()));
         if let Err(error) = self.work().await {
             self.shared.stop(error);
         }
+        sweep.shutdown().await;
         self.tasks.shutdown().await;
         let error = self.shared.core.lock().stopped().cloned();
         for (_, done) in self.drains.drain(..) {
@@ -192,7 +196,7 @@ impl Pump {
 
     async fn seal(&mut self, slot: OwnedSemaphorePermit) -> Result<()> {
         let shared = self.shared.clone();
-        let plan = shared.core.lock().plan_seal(shared.sco_clusters(), shared.clock.now());
+        let plan = shared.core.lock().plan_seal(shared.sco_clusters());
         let Some(plan) = plan else { return Ok(()) };
         let id = ScoId { epoch: shared.epoch, number: self.next_sco };
         self.next_sco += 1;
