@@ -8,7 +8,7 @@ mod object;
 mod table;
 
 pub use clock::SimClock;
-pub use disk::{SimDisk, SimDiskFaults};
+pub use disk::{SimDisk, SimDiskFaults, SimDiskTally};
 pub use kv::SimKv;
-pub use object::{SimObjectStore, StoreFaults};
+pub use object::{SimObjectStore, StoreFaults, StoreTally};
 pub use table::SimTable;

@@ -144,9 +144,9 @@ impl Database {
             Database::Sqlite => {
                 let database = mount.join("db").display().to_string();
                 let verdict =
-                    run_within(60, with("sqlite3", &[&database, "PRAGMA integrity_check"]))?.ok()?;
+                    run_within(300, with("sqlite3", &[&database, "PRAGMA integrity_check"]))?.ok()?;
                 ensure!(verdict.stdout.trim() == "ok", "integrity_check: {}", verdict.stdout);
-                run_within(60, with("sqlite3", &[&database, "SELECT id FROM t"]))?.ok()?.stdout
+                run_within(300, with("sqlite3", &[&database, "SELECT id FROM t"]))?.ok()?.stdout
             }
             Database::Postgres => {
                 let mut server = start_postgres(folder, mount)?;

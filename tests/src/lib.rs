@@ -10,6 +10,7 @@
 //! - [`setup`]: a router with one vPool and one vDisk on a chosen backend;
 //! - [`mount`]: an ext4 file system on an export, without a kernel NBD driver;
 //! - [`database`]: SQLite and PostgreSQL as clients that remember what was committed;
+//! - [`sim`]: the simulation of the volume driver over the simulated doors;
 //! - [`process`], [`tools`], [`time`], [`tls`]: what the others stand on.
 //!
 //! It does not own the promises of single crates: their tests lie beside their code.
@@ -28,6 +29,7 @@ pub mod reference;
 pub mod router;
 pub mod s3;
 pub mod setup;
+pub mod sim;
 pub mod time;
 pub mod tls;
 pub mod tools;

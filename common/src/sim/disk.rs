@@ -7,8 +7,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 
 /// What goes wrong on a [`SimDisk`], from now on.
 #[derive(Debug, Clone, Default)]
@@ -19,19 +21,84 @@ pub struct SimDiskFaults {
     pub failing_syncs: u32,
     /// The next this many writes fail.
     pub failing_writes: u32,
+    /// The next this many reads return one wrong bit.
+    pub flipped_reads: u32,
+    /// Each sync takes up to this long.
+    pub max_latency: Duration,
+}
+
+/// What did go wrong on a [`SimDisk`], counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SimDiskTally {
+    /// Creations that found no space.
+    pub full: u64,
+    /// Writes that failed.
+    pub failed_writes: u64,
+    /// Syncs that failed.
+    pub failed_syncs: u64,
+    /// Reads with a wrong bit.
+    pub flipped_reads: u64,
+    /// Effects that a dying process did not get done.
+    pub dead_effects: u64,
+    /// Unsynced sectors that a power cut kept.
+    pub kept_sectors: u64,
+    /// Unsynced sectors that a power cut, or an earlier failed sync, lost.
+    pub lost_sectors: u64,
+}
+
+/// Bytes that are zero until they are written, kept by the page.
+#[derive(Default)]
+struct Sparse {
+    pages: BTreeMap<usize, Box<[u8; PAGE]>>,
+    len: usize,
+}
+
+impl Sparse {
+    fn read(&self, at: usize, out: &mut [u8]) {
+        let mut done = 0;
+        while done < out.len() {
+            let (page, skip) = ((at + done) / PAGE, (at + done) % PAGE);
+            let n = (PAGE - skip).min(out.len() - done);
+            if let Some(page) = self.pages.get(&page) {
+                out[done..done + n].copy_from_slice(&page[skip..skip + n]);
+            }
+            done += n;
+        }
+    }
+
+    fn write(&mut self, at: usize, data: &[u8]) {
+        let mut done = 0;
+        while done < data.len() {
+            let (page, skip) = ((at + done) / PAGE, (at + done) % PAGE);
+            let n = (PAGE - skip).min(data.len() - done);
+            let page = self.pages.entry(page).or_insert_with(|| Box::new([0; PAGE]));
+            page[skip..skip + n].copy_from_slice(&data[done..done + n]);
+            done += n;
+        }
+    }
+
+    fn copy_sector(&mut self, from: &Sparse, sector: usize) {
+        let mut bytes = [0; SECTOR];
+        from.read(sector * SECTOR, &mut bytes);
+        self.write(sector * SECTOR, &bytes);
+    }
 }
 
 #[derive(Default)]
 struct Content {
-    now: Vec<u8>,
-    durable: Vec<u8>,
+    now: Sparse,
+    durable: Sparse,
     unsynced: BTreeSet<usize>,
+    /// Sectors whose sync failed: clean in the kernel's eyes, and not on the platter. No later sync writes them.
+    dropped: BTreeSet<usize>,
 }
 
 #[derive(Default)]
 struct Inner {
     files: BTreeMap<String, Arc<Mutex<Content>>>,
     faults: SimDiskFaults,
+    tally: SimDiskTally,
+    random: Option<fastrand::Rng>,
     generation: u64,
     writes: u64,
     crash_at_write: Option<u64>,
@@ -69,6 +136,16 @@ impl SimDisk {
         self.inner.lock().faults = faults;
     }
 
+    /// The source of latencies; without one there are none.
+    pub fn set_random(&self, random: fastrand::Rng) {
+        self.inner.lock().random = Some(random);
+    }
+
+    /// What went wrong so far.
+    pub fn tally(&self) -> SimDiskTally {
+        self.inner.lock().tally
+    }
+
     /// Number of writes and syncs so far.
     pub fn effects(&self) -> u64 {
         self.inner.lock().writes
@@ -92,16 +169,23 @@ impl SimDisk {
         let mut inner = self.inner.lock();
         inner.generation += 1;
         inner.crash_at_write = None;
-        for content in inner.files.values() {
+        let Inner { files, tally, .. } = &mut *inner;
+        for content in files.values() {
             let mut content = content.lock();
             let content = &mut *content;
             for sector in std::mem::take(&mut content.unsynced) {
-                let range = sector * SECTOR..((sector + 1) * SECTOR).min(content.now.len());
-                if !keep() {
-                    content.now[range.clone()].copy_from_slice(&content.durable[range]);
+                if keep() {
+                    tally.kept_sectors += 1;
+                    content.durable.copy_sector(&content.now, sector);
+                } else {
+                    tally.lost_sectors += 1;
+                    content.now.copy_sector(&content.durable, sector);
                 }
             }
-            content.durable.copy_from_slice(&content.now);
+            for sector in std::mem::take(&mut content.dropped) {
+                tally.lost_sectors += 1;
+                content.now.copy_sector(&content.durable, sector);
+            }
         }
     }
 
@@ -109,8 +193,12 @@ impl SimDisk {
     pub fn flip_bit(&self, name: &str, offset: usize, bit: u8) {
         if let Some(content) = self.inner.lock().files.get(name) {
             let mut content = content.lock();
-            content.now[offset] ^= 1 << bit;
-            content.durable[offset] ^= 1 << bit;
+            let content = &mut *content;
+            for copy in [&mut content.now, &mut content.durable] {
+                let mut byte = [0];
+                copy.read(offset, &mut byte);
+                copy.write(offset, &[byte[0] ^ (1 << bit)]);
+            }
         }
     }
 
@@ -120,7 +208,7 @@ impl SimDisk {
             name: name.to_string(),
             content: content.clone(),
             generation: inner.generation,
-            len: content.lock().now.len() as u64,
+            len: content.lock().now.len as u64,
         })
     }
 }
@@ -130,14 +218,15 @@ impl Disk for SimDisk {
     async fn create(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>> {
         let mut inner = self.alive()?;
         if inner.faults.full {
+            inner.tally.full += 1;
             return Err(Error::new(ErrorKind::NoSpace, format!("creating {name}: no space left on device")));
         }
         if inner.files.contains_key(name) {
             return Err(Error::conflict(format!("{name} exists")));
         }
-        let zeroes = vec![0u8; size as usize];
-        let content =
-            Arc::new(Mutex::new(Content { now: zeroes.clone(), durable: zeroes, unsynced: BTreeSet::new() }));
+        let empty = || Sparse { len: size as usize, ..Sparse::default() };
+        let content = Content { now: empty(), durable: empty(), ..Content::default() };
+        let content = Arc::new(Mutex::new(content));
         inner.files.insert(name.to_string(), content.clone());
         Ok(self.handle(&inner, name, &content))
     }
@@ -171,18 +260,20 @@ struct SimFile {
 }
 
 impl SimFile {
-    fn effect(&self, failing: impl FnOnce(&mut SimDiskFaults) -> &mut u32) -> Result<()> {
+    fn effect(&self, failing: impl FnOnce(&mut Inner) -> (&mut u32, &mut u64)) -> Result<()> {
         let mut inner = self.disk.inner.lock();
         if inner.generation != self.generation {
             return Err(Error::internal(format!("{}: this process is dead", self.name)));
         }
         inner.writes += 1;
         if inner.crash_at_write.is_some_and(|n| inner.writes >= n) {
+            inner.tally.dead_effects += 1;
             return Err(Error::internal(format!("{}: this process is dying", self.name)));
         }
-        let failing = failing(&mut inner.faults);
+        let (failing, count) = failing(&mut inner);
         if *failing > 0 {
             *failing -= 1;
+            *count += 1;
             return Err(Error::internal(format!("{}: simulated I/O error", self.name)));
         }
         Ok(())
@@ -196,36 +287,63 @@ impl DiskFile for SimFile {
     }
 
     async fn write_at(&self, offset: u64, parts: &[Bytes]) -> Result<()> {
-        self.effect(|f| &mut f.failing_writes)?;
+        self.effect(|i| (&mut i.faults.failing_writes, &mut i.tally.failed_writes))?;
         let mut content = self.content.lock();
         let mut at = offset as usize;
         for part in parts {
-            let Some(target) = content.now.get_mut(at..at + part.len()) else {
+            if at + part.len() > content.now.len {
                 return Err(Error::internal(format!("{}: write beyond the end", self.name)));
-            };
-            target.copy_from_slice(part);
+            }
+            content.now.write(at, part);
             at += part.len();
         }
-        let sectors = offset as usize / SECTOR..at.div_ceil(SECTOR);
-        content.unsynced.extend(sectors);
+        for sector in offset as usize / SECTOR..at.div_ceil(SECTOR) {
+            content.unsynced.insert(sector);
+            content.dropped.remove(&sector);
+        }
         Ok(())
     }
 
     async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
-        let content = self.content.lock();
-        match content.now.get(offset as usize..offset as usize + len) {
-            Some(bytes) => Ok(Bytes::copy_from_slice(bytes)),
-            None => Err(Error::corrupt(format!("{}: read beyond the end", self.name))),
+        let mut bytes = vec![0; len];
+        {
+            let content = self.content.lock();
+            if offset as usize + len > content.now.len {
+                return Err(Error::corrupt(format!("{}: read beyond the end", self.name)));
+            }
+            content.now.read(offset as usize, &mut bytes);
         }
+        let mut inner = self.disk.inner.lock();
+        if inner.faults.flipped_reads > 0 && len > 0 {
+            inner.faults.flipped_reads -= 1;
+            inner.tally.flipped_reads += 1;
+            bytes[len / 2] ^= 1;
+        }
+        Ok(bytes.into())
     }
 
     async fn sync(&self) -> Result<()> {
-        self.effect(|f| &mut f.failing_syncs)?;
+        let latency = {
+            let mut inner = self.disk.inner.lock();
+            let max = inner.faults.max_latency.as_micros() as u64;
+            inner.random.as_mut().map_or(0, |random| if max == 0 { 0 } else { random.u64(0..=max) })
+        };
+        if latency > 0 {
+            #[allow(clippy::disallowed_methods)]
+            tokio::time::sleep(Duration::from_micros(latency)).await;
+        }
+        let before = self.disk.tally().failed_syncs;
+        let failing = self.effect(|i| (&mut i.faults.failing_syncs, &mut i.tally.failed_syncs));
+        let dropped = self.disk.tally().failed_syncs > before;
         let mut content = self.content.lock();
         let content = &mut *content;
+        if dropped {
+            let unsynced = std::mem::take(&mut content.unsynced);
+            content.dropped.extend(unsynced);
+        }
+        failing?;
         for sector in std::mem::take(&mut content.unsynced) {
-            let range = sector * SECTOR..((sector + 1) * SECTOR).min(content.now.len());
-            content.durable[range.clone()].copy_from_slice(&content.now[range]);
+            content.durable.copy_sector(&content.now, sector);
         }
         Ok(())
     }

@@ -23,8 +23,29 @@ pub struct StoreFaults {
     pub lost_reply_per_mille: u32,
     /// Per thousand puts: fail, and take effect later if the key is still free then.
     pub late_put_per_mille: u32,
+    /// Per thousand reads: return one wrong bit.
+    pub flip_per_mille: u32,
     /// Each request takes up to this long.
     pub max_latency: Duration,
+}
+
+/// What did go wrong in a [`SimObjectStore`], counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StoreTally {
+    /// Requests without an answer or with an error.
+    pub failed: u64,
+    /// Puts that found no space.
+    pub full: u64,
+    /// Puts that took effect and failed.
+    pub lost_replies: u64,
+    /// Puts that failed and came later.
+    pub late: u64,
+    /// Late puts that found their key still free.
+    pub late_landed: u64,
+    /// Reads with a wrong bit.
+    pub flipped: u64,
+    /// Effects that a dying process did not get done.
+    pub dead_effects: u64,
 }
 
 #[derive(Default)]
@@ -39,6 +60,7 @@ struct Inner {
     random: fastrand::Rng,
     late: Vec<(String, Bytes)>,
     counters: Counters,
+    tally: StoreTally,
     die_at_put: Option<u64>,
 }
 
@@ -58,6 +80,7 @@ impl SimObjectStore {
                 random: fastrand::Rng::with_seed(seed),
                 late: Vec::new(),
                 counters: Counters::default(),
+                tally: StoreTally::default(),
                 die_at_put: None,
             })),
         }
@@ -77,8 +100,16 @@ impl SimObjectStore {
     pub fn deliver_late_puts(&self) {
         let mut inner = self.inner.lock();
         for (key, data) in std::mem::take(&mut inner.late) {
-            inner.objects.entry(key).or_insert(data);
+            if !inner.objects.contains_key(&key) {
+                inner.tally.late_landed += 1;
+                inner.objects.insert(key, data);
+            }
         }
+    }
+
+    /// What went wrong so far.
+    pub fn tally(&self) -> StoreTally {
+        self.inner.lock().tally
     }
 
     /// Number of puts and deletes, and of reads, so far.
@@ -107,6 +138,7 @@ impl SimObjectStore {
             let max = inner.faults.max_latency.as_micros() as u64;
             let latency = if max == 0 { 0 } else { inner.random.u64(0..=max) };
             let fail = inner.faults.away || inner.random.u32(0..1000) < inner.faults.fail_per_mille;
+            inner.tally.failed += u64::from(fail);
             (latency, if fail { Err(Error::unavailable("simulated store: no answer")) } else { Ok(()) })
         };
         if latency > 0 {
@@ -119,6 +151,7 @@ impl SimObjectStore {
     fn changes(inner: &mut Inner) -> Result<()> {
         inner.counters.puts += 1;
         if inner.die_at_put.is_some_and(|n| inner.counters.puts >= n) {
+            inner.tally.dead_effects += 1;
             return Err(Error::unavailable("simulated store: this process is dying"));
         }
         Ok(())
@@ -133,17 +166,20 @@ impl ObjectStore for SimObjectStore {
         let inner = &mut *inner;
         Self::changes(inner)?;
         if inner.faults.full {
+            inner.tally.full += 1;
             return Err(Error::new(ErrorKind::NoSpace, "simulated store: no space"));
         }
         if precondition == Precondition::IfAbsent && inner.objects.contains_key(key) {
             return Err(Error::conflict(format!("object '{key}' exists")));
         }
         if inner.random.u32(0..1000) < inner.faults.late_put_per_mille {
+            inner.tally.late += 1;
             inner.late.push((key.to_string(), data));
             return Err(Error::unavailable("simulated store: the put will come late"));
         }
         inner.objects.insert(key.to_string(), data);
         if inner.random.u32(0..1000) < inner.faults.lost_reply_per_mille {
+            inner.tally.lost_replies += 1;
             return Err(Error::unavailable("simulated store: the reply was lost"));
         }
         Ok(())
@@ -161,7 +197,20 @@ impl ObjectStore for SimObjectStore {
         if range.start > range.end || range.end > whole.len() as u64 {
             return Err(Error::corrupt(format!("object '{key}' is shorter than {} bytes", range.end)));
         }
-        Ok(whole.slice(range.start as usize..range.end as usize))
+        let part = whole.slice(range.start as usize..range.end as usize);
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        if !part.is_empty()
+            && inner.faults.flip_per_mille > 0
+            && inner.random.u32(0..1000) < inner.faults.flip_per_mille
+        {
+            inner.tally.flipped += 1;
+            let mut part = part.to_vec();
+            let at = inner.random.usize(0..part.len());
+            part[at] ^= 1 << inner.random.u32(0..8);
+            return Ok(part.into());
+        }
+        Ok(part)
     }
 
     async fn head(&self, key: &str) -> Result<Option<u64>> {

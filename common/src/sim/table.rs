@@ -1,6 +1,6 @@
 //! A table in memory that forgets any suffix of its unsynced batches in a crash.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::table::{Batch, Table};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -13,6 +13,8 @@ struct Inner {
     now: Map,
     durable: Map,
     unsynced: Vec<Batch>,
+    failing_writes: u32,
+    failed_writes: u64,
 }
 
 /// A table in memory.
@@ -41,7 +43,19 @@ impl SimTable {
     pub fn successor(&self) -> SimTable {
         let inner = self.inner.lock();
         let (now, durable) = (inner.now.clone(), inner.durable.clone());
-        SimTable { inner: Mutex::new(Inner { now, durable, unsynced: inner.unsynced.clone() }) }
+        let unsynced = inner.unsynced.clone();
+        let failed_writes = inner.failed_writes;
+        SimTable { inner: Mutex::new(Inner { now, durable, unsynced, failing_writes: 0, failed_writes }) }
+    }
+
+    /// The next `n` writes fail for want of space.
+    pub fn fail_writes(&self, n: u32) {
+        self.inner.lock().failing_writes = n;
+    }
+
+    /// Writes that failed so far.
+    pub fn failed_writes(&self) -> u64 {
+        self.inner.lock().failed_writes
     }
 
     /// A crash that keeps the first `keep(n)` of the `n` unsynced batches.
@@ -70,6 +84,11 @@ impl Table for SimTable {
 
     fn write(&self, batch: Batch) -> Result<()> {
         let mut inner = self.inner.lock();
+        if inner.failing_writes > 0 {
+            inner.failing_writes -= 1;
+            inner.failed_writes += 1;
+            return Err(Error::new(ErrorKind::NoSpace, "simulated table: no space left on device"));
+        }
         apply(&mut inner.now, &batch);
         inner.unsynced.push(batch);
         Ok(())

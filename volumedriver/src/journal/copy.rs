@@ -10,7 +10,7 @@ use super::walk::{Found, Identity, Step, Walk};
 use super::{Journal, PAGE};
 use crate::log::LogEntry;
 use common::{Result, VolumeId};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
@@ -146,8 +146,8 @@ impl Journal {
         self: &Arc<Self>,
         source: &Source,
         mut live: u64,
-    ) -> Result<HashMap<VolumeId, Vec<RecoveredEntry>>> {
-        let mut moved: HashMap<VolumeId, Vec<RecoveredEntry>> = HashMap::new();
+    ) -> Result<BTreeMap<VolumeId, Vec<RecoveredEntry>>> {
+        let mut moved: BTreeMap<VolumeId, Vec<RecoveredEntry>> = BTreeMap::new();
         let mut walk = source.walk(u64::from(self.settings.align));
         let mut batch: Vec<LogEntry> = Vec::new();
         let mut bytes = 0;

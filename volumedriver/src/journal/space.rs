@@ -73,7 +73,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    fn live(&self, volumes: &HashMap<VolumeId, VolumeState>) -> u64 {
+    fn live(&self, volumes: &BTreeMap<VolumeId, VolumeState>) -> u64 {
         self.spans.iter().map(|(v, span)| span.live(released(volumes, v))).sum()
     }
 
@@ -93,7 +93,7 @@ impl Slot {
     }
 }
 
-pub(super) fn released(volumes: &HashMap<VolumeId, VolumeState>, volume: &VolumeId) -> Lsn {
+pub(super) fn released(volumes: &BTreeMap<VolumeId, VolumeState>, volume: &VolumeId) -> Lsn {
     volumes.get(volume).map_or(Lsn(0), |v| v.released)
 }
 
@@ -124,7 +124,7 @@ pub(super) struct Space {
     spare: Vec<(u64, Arc<dyn DiskFile>)>,
     /// The segment that is being written.
     pub active: Option<Weak<Segment>>,
-    pub volumes: HashMap<VolumeId, VolumeState>,
+    pub volumes: BTreeMap<VolumeId, VolumeState>,
     /// What volumes without entries are told at attach.
     pub gaps: Vec<super::Damage>,
     bytes: u64,
@@ -544,6 +544,7 @@ pub(super) async fn keep_house(journal: Weak<Journal>, wake: Arc<Notify>, clock:
             None => wake.notified().await,
             Some(delay) => {
                 tokio::select! {
+                    biased;
                     () = wake.notified() => {}
                     () = clock.sleep(delay.max(Duration::from_millis(10))) => {}
                 }

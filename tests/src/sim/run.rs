@@ -1,0 +1,359 @@
+//! One world from its beginning to its end.
+
+use super::model::{Model, Promise, Range, SECTOR};
+use super::plan::{Client, Crash, Life, Plan, Step, When};
+use super::world::{Coverage, World};
+use bytes::Bytes;
+use common::{BlockDevice, Clock, Error};
+use std::cell::RefCell;
+use std::time::Duration;
+use volumedriver::Volume;
+
+/// A life that goes on for longer than this ends: the store may be away for good.
+const LIFE: Duration = Duration::from_secs(300);
+
+/// What came out of a world in which nothing was wrong.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// A number made of all that happened: the same for the same plan.
+    pub digest: u64,
+    /// Requests that were issued.
+    pub operations: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// How often each fault took effect.
+    pub coverage: Coverage,
+    /// How much time passed in the world.
+    pub virtual_time: Duration,
+}
+
+/// Runs a plan; an error says what was wrong.
+pub fn run(plan: &Plan) -> Result<Outcome, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.map_err(|e| e.to_string())?;
+    let told = |e: Box<dyn std::any::Any + Send>| {
+        let text = e.downcast_ref::<String>().cloned();
+        text.or_else(|| e.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default()
+    };
+    let world = std::panic::AssertUnwindSafe(|| runtime.block_on(Run::all(plan)));
+    std::panic::catch_unwind(world).unwrap_or_else(|e| Err(format!("panicked: {}", told(e))))
+}
+
+struct Run<'p> {
+    plan: &'p Plan,
+    world: World,
+    truth: RefCell<Truth>,
+    crashes: u64,
+}
+
+/// What the clients know.
+struct Truth {
+    models: Vec<Model>,
+    /// Moments of each volume: what was acknowledged before is flushed, is committed.
+    flushed: Vec<u64>,
+    committed: Vec<u64>,
+    digest: u64,
+    operations: u64,
+    /// The first thing that was wrong.
+    wrong: Option<String>,
+    /// The first error of this life, which some fault must have caused.
+    error: Option<String>,
+}
+
+impl Truth {
+    fn event(&mut self, what: u64) {
+        self.digest = (self.digest ^ what).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    }
+
+    fn wrong(&mut self, what: String) {
+        self.wrong.get_or_insert(what);
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.wrong.clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Run<'_> {
+    async fn all(plan: &Plan) -> Result<Outcome, String> {
+        let world = World::new(plan).await.map_err(|e| format!("creating the volumes: {e}"))?;
+        let models = (0..plan.volumes).map(|v| Model::new(v as u64, plan.size, plan.most)).collect();
+        let none = vec![0; plan.volumes];
+        let truth = Truth {
+            models,
+            flushed: none.clone(),
+            committed: none,
+            digest: 0xcbf2_9ce4_8422_2325,
+            operations: 0,
+            wrong: None,
+            error: None,
+        };
+        let mut run = Run { plan, world, truth: RefCell::new(truth), crashes: 0 };
+        run.world.crash(Crash::Kill);
+        run.boot().await?;
+        for (number, life) in plan.lives.iter().enumerate() {
+            if run.crashes >= 3 && run.truth.borrow().operations >= plan.enough as u64 {
+                break;
+            }
+            run.live(life).await.map_err(|e| format!("life {number}, {:?}: {e}", life.crash))?;
+        }
+        let virtual_time = run.world.clock.now();
+        let truth = run.truth.into_inner();
+        let (digest, operations) = (truth.digest, truth.operations);
+        Ok(Outcome { digest, operations, crashes: run.crashes, coverage: run.world.coverage(), virtual_time })
+    }
+
+    async fn boot(&mut self) -> Result<(), String> {
+        self.world.boot().await.map_err(|e| format!("the process does not start: {e}"))
+    }
+
+    async fn live(&mut self, life: &Life) -> Result<(), String> {
+        let flips = self.world.flips();
+        let (syncs, failures) = self.world.disk_failures();
+        match life.when {
+            When::DiskEffect(n) => self.world.die_at(Some(n), None),
+            When::StoreEffect(n) => self.world.die_at(None, Some(n)),
+            When::Done | When::After(_) => {}
+        }
+        let end = match life.when {
+            When::After(end) => end,
+            _ => LIFE,
+        };
+        self.requests(life, end).await;
+        self.world.fair_weather();
+        self.truth.borrow().check()?;
+        let flipped = self.world.flips() > flips;
+        let (now_syncs, now_failures) = self.world.disk_failures();
+        let error = self.truth.borrow_mut().error.take();
+        if let Some(error) = error.filter(|_| now_failures == failures && !flipped) {
+            return Err(format!("an error without a cause: {error}"));
+        }
+        let crash = match life.crash {
+            // After a failed sync the kernel's memory is not to be relied on: only what was flushed is.
+            Crash::Kill | Crash::Clean if now_syncs > syncs => Crash::Power(50),
+            Crash::Clean if now_failures == failures => {
+                self.stop().await?;
+                Crash::Clean
+            }
+            Crash::Clean => Crash::Kill,
+            crash => crash,
+        };
+        self.world.crash(crash);
+        self.crashes += 1;
+        self.stumble(life).await;
+        self.boot().await?;
+        self.settle(crash).await?;
+        if flipped {
+            self.world.note("life with wrong bits");
+        }
+        // What comes late from the dead changes nothing.
+        self.world.late_puts();
+        if life.twice {
+            self.world.crash(Crash::Kill);
+            self.boot().await?;
+            self.settle(Crash::Kill).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs the clients and the weather until the clients are done, or `end`.
+    async fn requests(&mut self, life: &Life, end: Duration) {
+        let volumes = self.world.volumes.clone();
+        let (clock, truth) = (self.world.clock.clone(), &self.truth);
+        let clients =
+            life.clients.iter().map(|client| Talk { volumes: &volumes, clock: &*clock, truth }.run(client));
+        let clients = futures::future::join_all(clients);
+        let world = &mut self.world;
+        let weather = async {
+            let mut now = Duration::ZERO;
+            for (at, what) in &life.weather {
+                clock.sleep(at.saturating_sub(now)).await;
+                now = now.max(*at);
+                world.change(what);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            _ = clients => {}
+            () = weather => {}
+            () = clock.sleep(end) => {}
+        }
+    }
+
+    /// A clean stop: in fair weather everything can be uploaded.
+    async fn stop(&mut self) -> Result<(), String> {
+        for (volume, v) in self.world.volumes.clone().into_iter().enumerate() {
+            let moment = self.truth.borrow_mut().models[volume].now();
+            let drained = v.drain(Duration::from_secs(600)).await;
+            drained.map_err(|e| format!("volume {volume} does not drain in fair weather: {e}"))?;
+            self.truth.borrow_mut().committed[volume] = moment;
+            v.close().await;
+        }
+        Ok(())
+    }
+
+    /// Starts that die half-way.
+    async fn stumble(&mut self, life: &Life) {
+        for &(effect, store) in &life.stumbles {
+            self.world.die_at((!store).then_some(effect), store.then_some(effect));
+            // With no store that answers, it may try for ever.
+            let _ = tokio::time::timeout(Duration::from_secs(60), self.world.boot()).await;
+            self.world.fair_weather();
+            self.world.note("death while starting");
+            self.world.crash(Crash::Kill);
+        }
+    }
+
+    /// Reads every volume and checks it against what was promised.
+    async fn settle(&mut self, crash: Crash) -> Result<(), String> {
+        for volume in 0..self.plan.volumes {
+            let image =
+                self.world.image(volume).await.map_err(|e| format!("the image does not read: {e}"))?;
+            let mut truth = self.truth.borrow_mut();
+            let promise = match crash {
+                Crash::Kill | Crash::Clean => Promise::Everything,
+                Crash::Power(_) => Promise::Flushed(truth.flushed[volume].max(truth.committed[volume])),
+                Crash::LostDataDir => Promise::Committed(truth.committed[volume]),
+            };
+            truth.models[volume].settle(&image, promise)?;
+            let committed = truth.committed[volume];
+            truth.models[volume].forget(committed);
+            let sum = common::crc::crc32c(&image);
+            truth.event(u64::from(sum));
+            if !matches!(crash, Crash::LostDataDir) {
+                continue;
+            }
+            // What was not committed may be in the new write buffer only, and never was flushed there.
+            let now = truth.models[volume].now();
+            truth.committed[volume] = now;
+            truth.flushed[volume] = now;
+        }
+        let now = self.world.clock.now().as_micros() as u64;
+        self.truth.borrow_mut().event(now);
+        Ok(())
+    }
+}
+
+/// A client at work.
+struct Talk<'a> {
+    volumes: &'a [std::sync::Arc<Volume>],
+    clock: &'a dyn Clock,
+    truth: &'a RefCell<Truth>,
+}
+
+impl Talk<'_> {
+    async fn run(self, client: &Client) {
+        for (step, pause) in client {
+            let outcome = self.step(step).await;
+            let now = self.clock.now().as_micros() as u64;
+            let mut truth = self.truth.borrow_mut();
+            truth.operations += 1;
+            truth.event(now << 1 | u64::from(outcome.is_ok()));
+            if let Err(wrong) = outcome {
+                // A volume that stopped tells everybody; nobody goes on.
+                match wrong {
+                    Trouble::Wrong(what) => truth.wrong(format!("{step:?}: {what}")),
+                    Trouble::Error(error) => drop(truth.error.get_or_insert(format!("{step:?}: {error}"))),
+                }
+                return;
+            }
+            drop(truth);
+            if !pause.is_zero() {
+                self.clock.sleep(*pause).await;
+            }
+        }
+    }
+
+    async fn step(&self, step: &Step) -> Result<(), Trouble> {
+        let truth = self.truth;
+        match *step {
+            Step::Write { volume, range, fua } => {
+                let Some(range) = self.clip(volume, range) else { return Ok(()) };
+                let (ticket, data) = truth.borrow_mut().models[volume].begin_write(range);
+                self.volumes[volume].write((range.first * SECTOR) as u64, Bytes::from(data), fua).await?;
+                truth.borrow_mut().models[volume].ack(ticket, fua);
+            }
+            Step::Zero { volume, range, hole, fua } => {
+                let Some(range) = self.clip(volume, range) else { return Ok(()) };
+                let ticket = truth.borrow_mut().models[volume].begin_zero(range);
+                let (offset, len) = ((range.first * SECTOR) as u64, (range.count * SECTOR) as u64);
+                match hole {
+                    true => self.volumes[volume].discard(offset, len, fua).await?,
+                    false => self.volumes[volume].write_zeroes(offset, len, false, fua).await?,
+                }
+                truth.borrow_mut().models[volume].ack(ticket, fua);
+            }
+            Step::Flush { volume } => {
+                let moment = truth.borrow_mut().models[volume].now();
+                self.volumes[volume].flush().await?;
+                let flushed = &mut truth.borrow_mut().flushed[volume];
+                *flushed = moment.max(*flushed);
+            }
+            Step::Read { volume, range } => {
+                let Some(range) = self.clip(volume, range) else { return Ok(()) };
+                let issued = truth.borrow_mut().models[volume].now();
+                let (offset, len) = ((range.first * SECTOR) as u64, (range.count * SECTOR) as u32);
+                let data = self.volumes[volume].read(offset, len).await?;
+                let mut truth = truth.borrow_mut();
+                truth.event(u64::from(common::crc::crc32c(&data)));
+                truth.models[volume].check_read(range, issued, &data).map_err(Trouble::Wrong)?;
+            }
+            Step::Extents { volume, range } => {
+                let Some(range) = self.clip(volume, range) else { return Ok(()) };
+                let issued = truth.borrow_mut().models[volume].now();
+                let (offset, len) = ((range.first * SECTOR) as u64, (range.count * SECTOR) as u64);
+                let extents = self.volumes[volume].extents(offset, len).await?;
+                let truth = truth.borrow();
+                let mut first = range.first;
+                for extent in extents {
+                    let count = extent.len as usize / SECTOR;
+                    if extent.zero || extent.hole {
+                        let run = Range { first, count };
+                        truth.models[volume].check_zero(run, issued).map_err(Trouble::Wrong)?;
+                    }
+                    first += count;
+                }
+            }
+            Step::Grow { volume, by } => {
+                let size = {
+                    let model = &truth.borrow().models[volume];
+                    (model.size() + by).min(model.most())
+                };
+                let number = truth.borrow_mut().models[volume].begin_resize(size);
+                self.volumes[volume].resize((size * SECTOR) as u64).await?;
+                truth.borrow_mut().models[volume].ack_resize(number);
+            }
+            Step::Drain { volume } => {
+                let moment = truth.borrow_mut().models[volume].now();
+                // It may take longer than that: then nothing is promised.
+                if self.volumes[volume].drain(Duration::from_secs(60)).await.is_ok() {
+                    let committed = &mut truth.borrow_mut().committed[volume];
+                    *committed = moment.max(*committed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of a range that is in the volume now.
+    fn clip(&self, volume: usize, range: Range) -> Option<Range> {
+        let size = self.truth.borrow().models[volume].size();
+        let end = (range.first + range.count).min(size);
+        (range.first < end).then(|| Range { first: range.first, count: end - range.first })
+    }
+}
+
+/// Why a client stopped.
+enum Trouble {
+    /// An answer that can't be true.
+    Wrong(String),
+    /// An error.
+    Error(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Trouble::Error(error)
+    }
+}
