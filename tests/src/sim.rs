@@ -3,10 +3,13 @@
 //!
 //! Rooms: [`plan`] (what happens, made from the seed beforehand), [`world`] (the doors and the
 //! process), [`run`] (one world), [`model`] (the oracle), [`shrink`] (a shorter plan that still
-//! fails), [`sequences`] (all short sequences, against a reference model).
+//! fails), [`sequences`] (all short
+//! sequences, against the [`reference`] model).
 
 pub mod model;
 pub mod plan;
+pub mod reference;
 pub mod run;
+pub mod sequences;
 pub mod shrink;
 pub mod world;

@@ -55,7 +55,7 @@ impl Settings {
                 Ok(())
             }
         };
-        at_least("segment_mib", self.segment_mib, 4)?;
+        at_least("segment_mib", self.segment_mib, 1)?;
         at_least("journal_mib", self.journal_mib, 8 * self.segment_mib)?;
         at_least("buffer_mib", self.buffer_mib, 16)?;
         at_least("read_cache_mib", self.read_cache_mib, 1)?;

@@ -3,8 +3,9 @@
 use crate::format::sco::ScoId;
 use bytes::Bytes;
 use common::VolumeId;
+use foldhash::fast::FixedState;
 use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -27,13 +28,16 @@ impl Weighter<Key, Bytes> for ByLength {
 
 /// A bounded cache of verified clusters (S3-FIFO: a scan does not wash it out).
 pub(crate) struct ReadCache {
-    cache: Cache<Key, Bytes, ByLength>,
+    /// Hashed the same way in each run, so that a simulation is the same again. The keys are ours: nobody can choose them.
+    cache: Cache<Key, Bytes, ByLength, FixedState>,
 }
 
 impl ReadCache {
     /// A cache of at most `bytes`.
     pub fn new(bytes: u64) -> Self {
-        Self { cache: Cache::with_weighter((bytes / 4096).max(16) as usize, bytes, ByLength) }
+        let items = (bytes / 4096).max(16) as usize;
+        let (hash, lifecycle) = (FixedState::default(), DefaultLifecycle::default());
+        Self { cache: Cache::with(items, bytes, ByLength, hash, lifecycle) }
     }
 
     pub fn get(&self, volume: VolumeId, sco: ScoId, slot: u32) -> Option<Bytes> {

@@ -88,7 +88,7 @@ fn a_setting_that_can_not_be_right_is_named() {
     for (set, part) in [
         ("shutdown_seconds=0", "shutdown_seconds"),
         ("log.filter=inof", "inof"),
-        ("volumedriver.segment_mib=1", "volumedriver.segment_mib"),
+        ("volumedriver.segment_mib=0", "volumedriver.segment_mib"),
         ("index.cache_mib=0", "index.cache_mib"),
         ("nbd.listen=0.0.0.0:10809", "nbd.listen"),
         ("api.listen=0.0.0.0:8080", "api.listen"),

@@ -40,6 +40,9 @@ struct Cli {
     /// Worlds that run at a time; all processors when not given
     #[arg(long)]
     jobs: Option<usize>,
+    /// Instead: every sequence of up to this many operations, with every crash
+    #[arg(long)]
+    sequences: Option<usize>,
     /// Seconds spent on making a failing history shorter
     #[arg(long, default_value_t = 60)]
     shrink: u64,
@@ -96,11 +99,35 @@ impl Sum {
     }
 }
 
+fn sequences(most: usize, jobs: usize) -> ExitCode {
+    for length in 1..=most {
+        let begin = Instant::now();
+        match tests::sim::sequences::run_all(length, jobs) {
+            Ok(n) => {
+                let took = begin.elapsed().as_secs_f64();
+                println!(
+                    "length {length}: {} sequences, {} runs in {took:.1} s, none wrong",
+                    n.sequences, n.runs
+                );
+            }
+            Err(wrong) => {
+                println!("length {length}: {wrong}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // A panic is an outcome here, and told as one.
     std::panic::set_hook(Box::new(|_| {}));
     let begin = Instant::now();
+    let jobs = cli.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if let Some(most) = cli.sequences {
+        return sequences(most, jobs);
+    }
     let seeds = match (cli.seed, cli.soak) {
         (Some(seed), _) => seed..seed + 1,
         (None, Some(_)) => {
@@ -112,7 +139,6 @@ fn main() -> ExitCode {
     let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let sum = Mutex::new(Sum::default());
     let failed: Mutex<Option<(Plan, String)>> = Mutex::default();
-    let jobs = cli.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {

@@ -153,8 +153,9 @@ impl Maker {
         self.size = clusters * PER_CLUSTER;
         self.most = self.size + 16 * PER_CLUSTER;
         let settings = Settings {
-            journal_mib: 32,
-            segment_mib: 4,
+            // Small, so that it fills, wraps and copies forward.
+            journal_mib: if heavy { 32 } else { 8 },
+            segment_mib: if heavy { 4 } else { 1 },
             buffer_mib: 16,
             read_cache_mib: 1,
             index_cache_mib: 4,

@@ -131,7 +131,7 @@ impl Run<'_> {
         let crash = match life.crash {
             // After a failed sync the kernel's memory is not to be relied on: only what was flushed is.
             Crash::Kill | Crash::Clean if now_syncs > syncs => Crash::Power(50),
-            Crash::Clean if now_failures == failures => {
+            Crash::Clean if now_failures == failures && !flipped => {
                 self.stop().await?;
                 Crash::Clean
             }

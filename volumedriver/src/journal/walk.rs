@@ -7,7 +7,7 @@ use common::DiskFile;
 use std::sync::Arc;
 
 /// Read at a time, in bytes.
-const WINDOW: usize = 4 << 20;
+const WINDOW: usize = 256 << 10;
 
 /// Which records belong: those of one life of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,22 +133,38 @@ impl Walk {
     /// Goes to the next valid record behind the offset, whatever lies between; false if there is none.
     pub async fn search(&mut self) -> bool {
         let mut at = self.offset + self.id.align;
-        while at + FIXED as u64 <= self.limit {
-            let found = match self.fetch(at, 4).await {
-                Some(magic) if magic[..] == MAGIC.to_le_bytes() => match self.record_at(at).await {
-                    Ok(record) => self.is_mine(&record),
-                    Err(_) => false,
-                },
-                _ => false,
-            };
-            if found {
-                self.offset = at;
+        while let Some(candidate) = self.next_magic(at).await {
+            if let Ok(record) = self.record_at(candidate).await
+                && self.is_mine(&record)
+            {
+                self.offset = candidate;
                 self.prev_crc = None;
                 return true;
             }
-            at += self.id.align;
+            at = candidate + self.id.align;
         }
         false
+    }
+
+    /// The first place from `at` on where a record may begin: one that has the magic number.
+    async fn next_magic(&mut self, mut at: u64) -> Option<u64> {
+        let align = self.id.align;
+        while at + FIXED as u64 <= self.limit {
+            // The whole of the window at once: most of a segment's end is zeroes.
+            if self.fetch(at, 4).await.is_some() {
+                let from = (at - self.window_at) as usize;
+                let hit = self.window[from..]
+                    .chunks(align as usize)
+                    .position(|c| c.starts_with(&MAGIC.to_le_bytes()));
+                if let Some(hit) = hit {
+                    return Some(at + hit as u64 * align).filter(|hit| hit + FIXED as u64 <= self.limit);
+                }
+                at += ((self.window.len() - from) as u64).next_multiple_of(align);
+            } else {
+                at += align;
+            }
+        }
+        None
     }
 
     /// Who wrote into a segment whose header block is unreadable: of the records found, those of the
@@ -159,15 +175,13 @@ impl Walk {
         let mut walk = Walk::new(file, id, limit, None);
         let mut best: Option<Identity> = None;
         let mut at = HEADER_BLOCK;
-        while at + FIXED as u64 <= limit {
-            if let Some(magic) = walk.fetch(at, 4).await
-                && magic[..] == MAGIC.to_le_bytes()
-                && let Ok(record) = walk.record_at(at).await
+        while let Some(candidate) = walk.next_magic(at).await {
+            if let Ok(record) = walk.record_at(candidate).await
                 && best.is_none_or(|b| b.life < record.place.at.life)
             {
                 best = Some(Identity { process: record.place.process, life: record.place.at.life, ..id });
             }
-            at += align;
+            at = candidate + align;
         }
         best
     }

@@ -64,6 +64,10 @@ fn may_pass(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::NoSpace | ErrorKind::Denied | ErrorKind::Internal)
 }
 
+/// Times that something is read again whose checksum is wrong: a bit that flipped on the way comes
+/// right, one that flipped where it lies does not.
+const REREADS: usize = 2;
+
 /// Puts an object that nobody else may have put: one that is there already with the same bytes
 /// is ours, its reply was lost. `Conflict` when other bytes are there.
 pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, data: &Bytes) -> Result<()> {
@@ -89,9 +93,14 @@ impl Shared {
         F: Future<Output = Result<T>>,
     {
         let mut wait = FIRST_WAIT;
+        let mut rereads = 0;
         let mut waiting = Waiting { trouble: &self.trouble, key: None };
         loop {
             match op().await {
+                Err(error) if error.kind == ErrorKind::Corrupt && rereads < REREADS => {
+                    rereads += 1;
+                    tracing::warn!(volume = %self.id, %error, "{what}: reading again");
+                }
                 Err(error) if may_pass(error.kind) => {
                     self.core.lock().check()?;
                     if waiting.set(format!("{what}: {error}")) {

@@ -370,12 +370,10 @@ async fn build(
         if run.kind == Kind::Data {
             let data = match run.source {
                 Source::Memory(data) => data,
-                Source::Journal { loc, offset, .. } => {
-                    let len = run.count as usize * shared.cluster as usize;
-                    let data = loc.read(offset, len).await?;
-                    let whence = || format!("the journal's entry {} of volume {}", run.lsn, shared.id);
-                    shared.verify(run.addr, &data, &run.crcs, whence)?;
-                    data
+                Source::Journal { lsn, loc, offset, crcs } => {
+                    // What can't be read here ends the volume: not for a bit that flipped on the way.
+                    let read = || shared.read_journal(lsn, run.addr, &loc, offset, &crcs);
+                    shared.persist("reading the write buffer", read).await?
                 }
                 Source::Zero | Source::Hole | Source::Committed => {
                     return Err(Error::internal(format!("LSN {} has lost its content", run.lsn)));

@@ -8,9 +8,10 @@ use crate::core::{Run, Source};
 use crate::format::keys;
 use crate::format::sco::{ScoId, cluster_offset};
 use crate::index::{Location, Mapped};
+use crate::journal::JournalLoc;
 use crate::log::{Crcs, cluster_crc};
 use bytes::Bytes;
-use common::{Error, ErrorKind, Extent, Result};
+use common::{Error, ErrorKind, Extent, Lsn, Result};
 use futures::StreamExt;
 
 /// Clusters of one fetch: bounds the size of a ranged get.
@@ -89,10 +90,7 @@ impl Shared {
             match run.source {
                 Source::Memory(data) => parts.push((place(run.addr), data)),
                 Source::Journal { lsn, loc, offset, crcs } => {
-                    let data = loc.read(offset, (run.count * u64::from(self.cluster)) as usize).await?;
-                    self.verify(run.addr, &data, &crcs, || {
-                        format!("the journal's entry {lsn} of volume {}", self.id)
-                    })?;
+                    let data = self.read_journal(lsn, run.addr, &loc, offset, &crcs).await?;
                     parts.push((place(run.addr), data));
                 }
                 Source::Zero | Source::Hole => {}
@@ -116,6 +114,20 @@ impl Shared {
             out[at as usize..at as usize + data.len()].copy_from_slice(&data);
         }
         Ok(out.into())
+    }
+
+    /// Reads clusters of an entry from the write buffer.
+    pub async fn read_journal(
+        &self,
+        lsn: Lsn,
+        addr: u64,
+        loc: &JournalLoc,
+        offset: u64,
+        crcs: &[u32],
+    ) -> Result<Bytes> {
+        let data = loc.read(offset, crcs.len() * self.cluster as usize).await?;
+        self.verify(addr, &data, crcs, || format!("the journal's entry {lsn} of volume {}", self.id))?;
+        Ok(data)
     }
 
     /// Finds committed clusters: in the cache, or as fetches of consecutive slots.

@@ -106,9 +106,7 @@ impl Shared {
                 self.modify(&mut submitted, addr, skip as usize, &part).await?;
                 n
             } else {
-                let most =
-                    MAX_ENTRY.min(u64::from(self.sco_size)).min(self.credits.max_entry()) / cluster * cluster;
-                let n = (data.len() as u64 / cluster * cluster).min(most.max(cluster));
+                let n = (data.len() as u64).min(self.longest_entry()) / cluster * cluster;
                 let part = data.split_to(n as usize);
                 let crcs = cluster_crcs(self.id, addr, &part, cluster as usize);
                 self.append(&mut submitted, Kind::Data, addr, n / cluster, part, crcs).await?;
@@ -117,6 +115,12 @@ impl Shared {
             at += n;
         }
         submitted.retired().await
+    }
+
+    /// The longest content of an entry that fits a SCO, the write buffer's segments and every account.
+    fn longest_entry(&self) -> u64 {
+        let limits = [u64::from(self.sco_size), self.journal.max_payload() as u64, self.credits.max_entry()];
+        limits.into_iter().fold(MAX_ENTRY, u64::min).max(u64::from(self.cluster))
     }
 
     /// Makes a range read as zeroes: as a hole, or allocated.
