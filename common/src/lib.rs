@@ -12,6 +12,7 @@
 //! | [`table`] | [`Table`]: the ordered local table |
 //! | [`clock`] | [`Clock`]: time and chance |
 //! | [`crc`] | CRC32C, the only checksum of our formats |
+//! | [`mutant`] | seeded bugs for the mutation table; in no release |
 //! | [`sim`] | the simulated twins: they can lose, tear, fail and crash |
 //!
 //! Does not own: any protocol, any format, any policy. Nothing here knows a volume's log.
@@ -23,6 +24,7 @@ pub mod disk;
 pub mod error;
 pub mod ids;
 pub mod kv;
+pub mod mutant;
 pub mod object;
 pub mod sim;
 pub mod table;

@@ -84,3 +84,6 @@ fn config_check(args: &ConfigArgs) -> Result<()> {
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
+
+/// Seeded bugs are for the mutation table only (docs/mutations.md).
+const _: () = assert!(!common::mutant::BUILT_IN, "a storagerouter with seeded bugs in it is never built");

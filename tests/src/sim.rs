@@ -4,9 +4,11 @@
 //! Rooms: [`plan`] (what happens, made from the seed beforehand), [`world`] (the doors and the
 //! process), [`run`] (one world), [`model`] (the oracle), [`shrink`] (a shorter plan that still
 //! fails), [`sequences`] (all short
-//! sequences, against the [`reference`] model).
+//! sequences, against the [`reference`] model), [`mutants`] (the
+//! seeded bugs that all of this must notice).
 
 pub mod model;
+pub mod mutants;
 pub mod plan;
 pub mod reference;
 pub mod run;

@@ -16,7 +16,7 @@ use crate::journal::{JournalLoc, Mark, RecoveredEntry};
 use crate::log::{Crcs, Kind, LogEntry};
 use crate::volume::Frontiers;
 use bytes::Bytes;
-use common::{Epoch, Error, Lsn, Result, VolumeId};
+use common::{Epoch, Error, Lsn, Result, VolumeId, mutant};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -174,7 +174,7 @@ impl Core {
 
     /// Whether a write to the range has to wait for somebody's read-modify-write.
     pub fn is_claimed(&self, addr: u64, count: u64) -> bool {
-        self.claims.iter().any(|&c| c >= addr && c - addr < count)
+        !mutant::is_on("no-claim") && self.claims.iter().any(|&c| c >= addr && c - addr < count)
     }
 
     /// Claims a cluster for a read-modify-write, unless somebody has it.
@@ -266,6 +266,7 @@ impl Core {
             let _ = waiter.send(Ok(()));
         }
         match kind {
+            Kind::Discard if mutant::is_on("discard-forgotten") => {}
             Kind::Data | Kind::Zero | Kind::Discard => self.overlay.insert(addr, count, lsn),
             Kind::Resize => self.size = self.size.max(addr),
             Kind::Snapshot | Kind::Rollback => {}

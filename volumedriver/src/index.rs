@@ -17,7 +17,7 @@ use crate::extent_map::ExtentMap;
 use crate::format::sco::ScoId;
 use bytes::Bytes;
 use common::table::Batch;
-use common::{Epoch, Error, Lsn, Result, Table, VolumeId};
+use common::{Epoch, Error, Lsn, Result, Table, VolumeId, mutant};
 use page::{PAGE_CLUSTERS, Page};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -322,7 +322,8 @@ impl Index {
 
     /// SCOs of which the head maps no cluster.
     pub fn dead_scos(&self) -> Vec<(ScoId, u64)> {
-        self.scos.lock().uses.iter().filter(|(_, u)| u.live == 0).map(|(id, u)| (*id, u.len)).collect()
+        let most = if mutant::is_on("live-sco-is-dead") { 1 } else { 0 };
+        self.scos.lock().uses.iter().filter(|(_, u)| u.live <= most).map(|(id, u)| (*id, u.len)).collect()
     }
 
     /// Bytes of the SCOs without live clusters.
@@ -536,6 +537,10 @@ impl Index {
                 }
             }
         }
+        let watermark = match mutant::is_on("watermark-ahead") {
+            true => Lsn(watermark.0 + 2),
+            false => watermark,
+        };
         let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes()].concat();
         batch.put(key(self.volume, WATERMARK, &[]), mark);
         if let Err(error) = self.table.write(batch) {

@@ -31,7 +31,9 @@ use crate::metrics::Metrics;
 use crate::read_cache::ReadCache;
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{BlockDevice, Clock, Epoch, Error, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId};
+use common::{
+    BlockDevice, Clock, Epoch, Error, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId, mutant,
+};
 use parking_lot::Mutex;
 use persist::Trouble;
 use pump::Command;
@@ -307,7 +309,7 @@ impl BlockDevice for Volume {
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<()> {
         self.shared.write(offset, data).await?;
-        if fua { self.shared.flush().await } else { Ok(()) }
+        if fua && !mutant::is_on("fua-ignored") { self.shared.flush().await } else { Ok(()) }
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, hole: bool, fua: bool) -> Result<()> {

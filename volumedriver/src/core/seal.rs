@@ -3,7 +3,7 @@
 use super::{Core, Source};
 use crate::extent_map::ExtentMap;
 use crate::log::{Crcs, Kind};
-use common::Lsn;
+use common::{Lsn, mutant};
 use std::time::Duration;
 
 /// The content of the next SCO.
@@ -53,6 +53,12 @@ impl Core {
         while lsn_hi < self.frontiers.accepted {
             let lsn = lsn_hi.next();
             let Some(rec) = self.rec(lsn) else { break };
+            if mutant::is_on("coalescing-keeps-the-older")
+                && ranges.overlapping(rec.addr, rec.count).next().is_some()
+            {
+                lsn_hi = lsn;
+                continue;
+            }
             if rec.kind.is_range() {
                 let replaced: u64 = ranges
                     .overlapping(rec.addr, rec.count)
@@ -67,7 +73,9 @@ impl Core {
                 }
                 clusters = clusters + added - replaced;
                 taken_bytes += added * self.cluster_size;
-                ranges.insert(rec.addr, rec.count, lsn);
+                if rec.kind == Kind::Data || !mutant::is_on("sco-without-discards") {
+                    ranges.insert(rec.addr, rec.count, lsn);
+                }
             } else {
                 controls.push((rec.kind, lsn, rec.addr));
             }

@@ -14,7 +14,7 @@ use super::segment::{Cut, HEADER_BLOCK, JournalLoc, MAX_CUTS, Segment, SegmentHe
 use super::space::{Slot, Span};
 use super::walk::{Found, Identity, Step, Walk};
 use crate::log::{Crcs, Kind};
-use common::{Disk, DiskFile, Epoch, Error, ErrorKind, Lsn, Result, VolumeId};
+use common::{Disk, DiskFile, Epoch, Error, ErrorKind, Lsn, Result, VolumeId, mutant};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
@@ -177,7 +177,7 @@ impl Gathered {
         let mut whole = true;
         for e in &found.record.entries {
             spans.entry(e.volume).or_default().add(e.lsn, e.cost());
-            if let Some(damage) = e.damage(found) {
+            if let Some(damage) = e.damage(found).filter(|_| !mutant::is_on("torn-payload-accepted")) {
                 whole = false;
                 self.damage.entry(e.volume).or_default().push(damage);
                 continue;
@@ -233,6 +233,9 @@ impl EntryHead {
 
 fn deduplicate(mut located: Vec<Located>) -> Vec<RecoveredEntry> {
     // Of copies the newest is kept, so that the oldest segments get free.
+    if mutant::is_on("recovery-misses-the-last-entry") {
+        located.pop();
+    }
     located.sort_by_key(|l| (l.entry.lsn, l.entry.epoch, std::cmp::Reverse(l.at)));
     located.dedup_by_key(|l| (l.entry.lsn, l.entry.epoch));
     located.into_iter().map(|l| l.entry).collect()
@@ -456,9 +459,13 @@ impl Predecessor {
                     Step::Record(found) => {
                         solid =
                             solid.max(if self.cut.is_none() { found.record.place.durable } else { solid });
-                        found.record.entries.iter().any(|e| e.bad_cluster(&found.payload).is_some())
+                        !mutant::is_on("torn-payload-accepted")
+                            && found.record.entries.iter().any(|e| e.bad_cluster(&found.payload).is_some())
                     }
                 };
+                if mutant::is_on("recovery-jumps-over-what-is-torn") {
+                    solid = Position { life: u64::MAX, ..here };
+                }
                 if bad && here >= solid && !looked_ahead {
                     solid = solid.max(self.look_ahead(i, here).await);
                     looked_ahead = true;

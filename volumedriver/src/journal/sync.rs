@@ -4,7 +4,7 @@
 use super::record::Position;
 use super::segment::Segment;
 use super::{Journal, Mark};
-use common::{DiskFile, Error, Result};
+use common::{DiskFile, Error, Result, mutant};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
@@ -64,6 +64,9 @@ impl Journal {
         frontier.at = at;
         if frontier.dirty_life != segment.life {
             frontier.dirty_life = segment.life;
+            if mutant::is_on("sync-of-the-last-segment-only") {
+                frontier.dirty.clear();
+            }
             frontier.dirty.push(segment.file.clone());
         }
         self.written.store(frontier.written, Ordering::Release);
@@ -89,7 +92,10 @@ impl Journal {
         let begin = self.clock.now();
         for file in &dirty {
             self.check()?;
-            file.sync().await?;
+            match file.sync().await {
+                Err(_) if mutant::is_on("failed-sync-ignored") => {}
+                outcome => outcome?,
+            }
         }
         self.check()?;
         self.metrics.syncs.inc();
@@ -126,6 +132,10 @@ async fn serve(mut serving: Serving) {
             std::mem::take(&mut syncs.waiting)
         };
         let result = journal.sync_once().await;
+        let result = match mutant::is_on("failed-sync-is-tried-again") && result.is_err() {
+            true => journal.sync_once().await,
+            false => result,
+        };
         if let Err(error) = &result {
             journal.fail(error.clone());
         }

@@ -25,7 +25,7 @@ use crate::log::Kind;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
-use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId};
+use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId, mutant};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -172,7 +172,11 @@ async fn finish(
         super::persist::put_own(&*shared.store, &page.key, &page.bytes).await?;
     }
     let key = keys::manifest_key(shared.id, cut.number);
-    match chain.put(cut).await {
+    if mutant::is_on("serves-before-the-cut") {
+        // The epoch that begins is recorded by whatever Manifest comes next.
+        cut.number = 0;
+    }
+    match if cut.number == 0 { Ok(()) } else { chain.put(cut).await } {
         Err(e) if e.kind == ErrorKind::Conflict => return Err(chain.foreign(&key).await),
         outcome => outcome?,
     }
@@ -207,6 +211,9 @@ async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: E
         }
         let mut fence = chain.successor(ManifestKind::Fence);
         fence.epoch = epoch.max(journal.next()).max(newest.epoch.next());
+        if mutant::is_on("epoch-not-raised") {
+            fence.epoch = newest.epoch;
+        }
         fence.writer = home.clock.random_u128();
         match chain.put(fence).await {
             Ok(()) => return Ok(chain),
@@ -223,10 +230,14 @@ pub(crate) async fn scan(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> R
     let listed = list_scos(store, manifest.volume, epoch, first_sco).await?;
     let dense: Vec<(u64, u64)> =
         (first_sco..).map_while(|number| listed.get(&number).map(|len| (number, *len))).collect();
+    let dense = match mutant::is_on("scan-goes-on-behind-a-gap") {
+        true => listed.iter().map(|(number, len)| (*number, *len)).collect(),
+        false => dense,
+    };
     let gap = first_sco + dense.len() as u64;
     for (&number, &len) in listed.range(gap..) {
         let (_, header) = read_sco(store, manifest, ScoId { epoch, number }, len).await?;
-        if header.committed_sco >= gap {
+        if header.committed_sco >= gap && !mutant::is_on("missing-sco-is-the-end") {
             return Err(Error::corrupt(format!(
                 "object '{}' is missing: SCO {epoch}/{number} knew it as committed",
                 keys::sco_key(manifest.volume, ScoId { epoch, number: gap })
@@ -242,7 +253,7 @@ pub(crate) async fn scan(store: &Arc<dyn ObjectStore>, manifest: &Manifest) -> R
         .await?;
     let mut before = manifest.tlog_lsn;
     for sco in &tail {
-        if sco.lsn_lo != before.next() {
+        if sco.lsn_lo != before.next() && !mutant::is_on("scan-goes-on-behind-a-gap") {
             return Err(Error::corrupt(format!(
                 "object '{}' begins at LSN {} and should at {}",
                 keys::sco_key(manifest.volume, sco.id),
@@ -341,6 +352,9 @@ async fn load_index(
 fn contiguous(manifest: &Manifest, covered: Lsn, recovered: RecoveredVolume) -> Result<Vec<RecoveredEntry>> {
     let counts = |epoch: Epoch, lsn: Lsn| {
         let end = manifest.last_lsn(epoch);
+        if mutant::is_on("journal-ignores-the-cut") {
+            return lsn > covered;
+        }
         lsn > covered
             && (end.is_some_and(|end| lsn <= end) || (end.is_none() && epoch == manifest.tail.epoch))
     };
@@ -383,7 +397,9 @@ fn contiguous(manifest: &Manifest, covered: Lsn, recovered: RecoveredVolume) -> 
 /// beyond: an old data directory that comes back adds nothing.
 fn record_cut(manifest: &mut Manifest, ended: Epoch, last: Lsn) {
     for entry in &mut manifest.history {
-        entry.last_lsn = entry.last_lsn.min(last);
+        if !mutant::is_on("cut-does-not-bound") {
+            entry.last_lsn = entry.last_lsn.min(last);
+        }
     }
     manifest.history.push(HistoryEntry { epoch_lo: ended, epoch_hi: ended, last_lsn: last });
     manifest.fold_history();

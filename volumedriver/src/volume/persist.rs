@@ -3,7 +3,7 @@
 use super::Shared;
 use bytes::Bytes;
 use common::object::Precondition;
-use common::{Error, ErrorKind, ObjectStore, Result};
+use common::{Error, ErrorKind, ObjectStore, Result, mutant};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -71,7 +71,15 @@ const REREADS: usize = 2;
 /// Puts an object that nobody else may have put: one that is there already with the same bytes
 /// is ours, its reply was lost. `Conflict` when other bytes are there.
 pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, data: &Bytes) -> Result<()> {
-    match store.put(key, data.clone(), Precondition::IfAbsent).await {
+    let precondition = match mutant::is_on("put-overwrites") {
+        true => Precondition::None,
+        false => Precondition::IfAbsent,
+    };
+    match store.put(key, data.clone(), precondition).await {
+        Err(error) if error.kind == ErrorKind::Unavailable && mutant::is_on("lost-put-counts") => Ok(()),
+        Err(error) if error.kind == ErrorKind::Conflict && mutant::is_on("own-reply-lost-is-an-error") => {
+            Err(error)
+        }
         Err(error) if error.kind == ErrorKind::Conflict => match store.get(key).await {
             Ok(there) if there == *data => Ok(()),
             Ok(_) => Err(error),

@@ -14,7 +14,7 @@ use crate::format::manifest::ManifestKind;
 use crate::format::sco::{self, MapEntry, ScoHeader, ScoId, ScoIndex};
 use crate::log::Kind;
 use bytes::Bytes;
-use common::{Epoch, Error, ErrorKind, Lsn, Result};
+use common::{Epoch, Error, ErrorKind, Lsn, Result, mutant};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -229,18 +229,27 @@ impl Pump {
 
     /// Moves `committed` over the prefix of durable SCOs.
     async fn commit(&mut self) -> Result<()> {
+        if mutant::is_on("commit-out-of-order")
+            && let Some(done) = self.uploads.iter().position(|u| u.done)
+        {
+            self.uploads.iter_mut().take(done).for_each(|u| u.done = true);
+        }
         let n = self.uploads.iter().take_while(|u| u.done).count();
         if n == 0 {
             return Ok(());
         }
         let shared = self.shared.clone();
-        shared.persist("looking for a newer Manifest", || self.chain.look()).await?;
+        if !mutant::is_on("no-look-before-commit") {
+            shared.persist("looking for a newer Manifest", || self.chain.look()).await?;
+        }
         let mut resized = false;
         for Upload { sco, resized: r, .. } in self.uploads.drain(..n).collect::<Vec<_>>() {
             resized |= r;
             // The index first, then the overlay gives way: a reader finds the data in one of them.
             shared.index.add_sco(sco.id, sco.len);
-            shared.index.apply(&sco.changes())?;
+            if !mutant::is_on("index-not-fed") {
+                shared.index.apply(&sco.changes())?;
+            }
             let freed = shared.core.lock().commit(sco.lsn_hi);
             shared.credits.release(freed.units);
             shared.memory.sub(freed.memory);

@@ -15,7 +15,7 @@ use crate::format::tlog::TLog;
 use crate::index::Mapped;
 use crate::log::Kind;
 use common::object::list_all;
-use common::{Epoch, ObjectStore, Result, VolumeId};
+use common::{Epoch, ObjectStore, Result, VolumeId, mutant};
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -79,6 +79,10 @@ impl Pump {
         if victims.is_empty() {
             return Ok(());
         }
+        if mutant::is_on("delete-before-the-manifest") {
+            let scos = victims.iter().map(|id| keys::sco_key(shared.id, *id));
+            delete_quietly(&*shared.store, scos.collect()).await;
+        }
         self.put_manifest(ManifestKind::Normal, |_| {}).await?;
         let scos = victims.iter().map(|id| keys::sco_key(shared.id, *id));
         let old = replaced.iter().map(|t| keys::object_key(shared.id, &t.obj));
@@ -100,6 +104,9 @@ impl Pump {
             if dead.contains(&sco) {
                 mapped.clear();
                 self.shared.index.lookup(e.addr, e.count, &mut mapped)?;
+                if mutant::is_on("live-sco-is-dead") {
+                    continue;
+                }
                 if mapped.iter().any(|m| matches!(m, Mapped::At(location) if location.sco() == sco)) {
                     alive.insert(sco);
                 }
@@ -164,6 +171,7 @@ async fn orphans(shared: &Shared, tlogs: &TLogSet) -> Result<Vec<String>> {
     let mut orphans = Vec::new();
     for object in list_all(&*shared.store, &keys::volume_prefix(shared.id)).await? {
         let orphan = match keys::parse(&object.key) {
+            Ok(Key::Sco { id, .. }) if mutant::is_on("sweep-of-the-open-epoch") => !scos.contains(&id),
             Ok(Key::Sco { id, .. } | Key::Reloc { id, .. }) => id.epoch < shared.epoch && !scos.contains(&id),
             Ok(Key::TLog { id, .. } | Key::List { id, .. }) => {
                 id.epoch < shared.epoch && !named.contains(&(id.epoch, id.number))

@@ -9,7 +9,7 @@ use crate::core::{Append, Retired};
 use crate::journal::Sink;
 use crate::log::{Crcs, Kind, cluster_crc, cluster_crcs};
 use bytes::Bytes;
-use common::{Error, ErrorKind, Result};
+use common::{Error, ErrorKind, Result, mutant};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -45,6 +45,9 @@ struct Submitted<'a> {
 impl Submitted<'_> {
     async fn retired(mut self) -> Result<()> {
         StepBack(false).await;
+        if mutant::is_on("acknowledge-before-the-journal") {
+            return Ok(());
+        }
         self.shared.journal.commit();
         for retired in std::mem::take(&mut self.waiting) {
             // A dropped sender means that the volume went away with the entry.
@@ -216,7 +219,9 @@ impl Shared {
     ) -> Result<()> {
         let mut claim = self.claim(addr).await?;
         let retired = self.core.lock().wait_retired();
-        if let Some(retired) = retired {
+        if let Some(retired) = retired
+            && !mutant::is_on("modify-reads-too-early")
+        {
             self.journal.commit();
             retired.await.map_err(|_| Error::unavailable("the volume is closed"))?;
         }
@@ -257,7 +262,7 @@ impl Shared {
             core.check()?;
             core.accepted()
         };
-        if !self.journal.is_durable(mark) {
+        if !self.journal.is_durable(mark) && !mutant::is_on("flush-without-sync") {
             self.journal.sync().await?;
         }
         self.core.lock().synced(lsn);
@@ -278,6 +283,9 @@ impl Shared {
             let mut submitted = Submitted { shared: self, waiting: Vec::new() };
             self.append(&mut submitted, Kind::Resize, size, 0, Bytes::new(), Crcs::new()).await?;
             submitted.retired().await?;
+        }
+        if mutant::is_on("resize-not-durable") {
+            return Ok(());
         }
         self.flush().await
     }

@@ -1,0 +1,51 @@
+//! The seeded bugs, and the rings that must notice them.
+
+/// A way to be wrong.
+pub struct Mutant {
+    /// What switches it on.
+    pub name: &'static str,
+    /// What it does, and which rule of the design it breaks.
+    pub what: &'static str,
+}
+
+/// All of them; `common::mutant::is_on` asks for each by name.
+pub const ALL: &[Mutant] = &[
+    m("acknowledge-before-the-journal", "a write returns before the kernel has it (promise 2)"),
+    m("flush-without-sync", "a flush returns without fdatasync (promise 2)"),
+    m("fua-ignored", "a FUA write returns without fdatasync (promise 2)"),
+    m("sync-of-the-last-segment-only", "a flush syncs the newest journal segment, not those before it"),
+    m("failed-sync-ignored", "an fdatasync that fails counts as done"),
+    m("failed-sync-is-tried-again", "an fdatasync that fails is tried again, and that one counts"),
+    m("failed-write-ignored", "a journal write that fails is acknowledged"),
+    m("resize-not-durable", "a growth returns before it is durable"),
+    m("no-claim", "two read-modify-writes of a cluster at a time"),
+    m("modify-reads-too-early", "a read-modify-write does not wait for writes under way"),
+    m("discard-forgotten", "reads do not see a discard until it is committed"),
+    m("sco-without-discards", "a SCO holds only data: discards come back from the dead (rule 9)"),
+    m("coalescing-keeps-the-older", "of two writes in one SCO the older stays"),
+    m("commit-out-of-order", "a SCO commits before those in front of it are durable"),
+    m("lost-put-counts", "a put without an answer counts as durable"),
+    m("put-overwrites", "puts without the condition that the name is free (rule 1)"),
+    m("own-reply-lost-is-an-error", "meeting one's own object after a lost reply is taken for a foreign one"),
+    m("no-look-before-commit", "committing without looking for a newer owner (rule 8)"),
+    m("epoch-not-raised", "a restart goes on in the old epoch (rule 1)"),
+    m("serves-before-the-cut", "serving without the second Manifest (rule 8)"),
+    m("cut-does-not-bound", "the history of older epochs is not cut at what was found (rule 8)"),
+    m("journal-ignores-the-cut", "journal records beyond the end of their epoch count (rule 8)"),
+    m("scan-goes-on-behind-a-gap", "SCOs behind a missing one count (rule 8)"),
+    m("recovery-misses-the-last-entry", "recovery is off by one"),
+    m("torn-payload-accepted", "recovery does not check the payload's checksums"),
+    m("recovery-jumps-over-what-is-torn", "recovery goes on behind a torn record"),
+    m("earlier-life-accepted", "records of an earlier life of a reused segment count"),
+    m("segment-freed-too-early", "a journal segment is used again while it is needed"),
+    m("index-not-fed", "the committed map does not learn of a SCO"),
+    m("watermark-ahead", "the index on disk says it is newer than it is"),
+    m("live-sco-is-dead", "a SCO with one live cluster is deleted (rule 10)"),
+    m("delete-before-the-manifest", "a SCO is deleted before the Manifest that no longer names it (rule 10)"),
+    m("sweep-of-the-open-epoch", "the sweep for orphans takes the objects of the epoch that is open"),
+    m("crc-ignored", "a wrong checksum on a read is ignored (promise 6)"),
+];
+
+const fn m(name: &'static str, what: &'static str) -> Mutant {
+    Mutant { name, what }
+}
