@@ -152,6 +152,11 @@ impl SimDisk {
         self.inner.lock().tally
     }
 
+    /// Counts what goes wrong from zero again.
+    pub fn forget_tally(&self) {
+        self.inner.lock().tally = SimDiskTally::default();
+    }
+
     /// Number of writes and syncs so far.
     pub fn effects(&self) -> u64 {
         self.inner.lock().writes

@@ -36,7 +36,6 @@ pub const ALL: &[Mutant] = &[
     m("recovery-misses-the-last-entry", "recovery is off by one"),
     m("torn-payload-accepted", "recovery does not check the payload's checksums"),
     m("recovery-jumps-over-what-is-torn", "recovery goes on behind a torn record"),
-    m("earlier-life-accepted", "records of an earlier life of a reused segment count"),
     m("segment-freed-too-early", "a journal segment is used again while it is needed"),
     m("index-not-fed", "the committed map does not learn of a SCO"),
     m("watermark-ahead", "the index on disk says it is newer than it is"),

@@ -59,6 +59,11 @@ pub enum Crash {
     Power(u32),
     /// The data directory is gone.
     LostDataDir,
+    /// The data directory of the owner before a takeover is used again.
+    OldDataDir,
+    /// Another machine takes over while this one is alive, with its clients and its disk, and does
+    /// not know it.
+    Takeover,
     /// Everything is uploaded and closed.
     Clean,
 }
@@ -185,6 +190,8 @@ impl Maker {
         let crash = match self.rng.u32(0..10) {
             0..4 => Crash::Kill,
             4..7 => Crash::Power([0, 50, 50, 90, 100][self.rng.usize(0..5)]),
+            7..9 if self.chance(3) => Crash::Takeover,
+            7..9 if self.chance(3) => Crash::OldDataDir,
             7..9 => Crash::LostDataDir,
             _ => Crash::Clean,
         };

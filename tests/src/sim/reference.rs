@@ -17,6 +17,8 @@ pub enum Op {
     Flush,
     /// Writes the cluster with FUA.
     Fua(usize),
+    /// Waits until everything is on the backend.
+    Upload,
     /// Grows the volume by a cluster.
     Resize,
     /// The process is killed and started again.
@@ -40,8 +42,11 @@ impl Reference {
     /// The last operation was acknowledged.
     pub fn ack(&mut self) {
         self.acked = self.log.len();
-        if matches!(self.log.last(), Some(Op::Flush | Op::Fua(_) | Op::Resize)) {
+        if matches!(self.log.last(), Some(Op::Flush | Op::Fua(_) | Op::Resize | Op::Upload)) {
             self.flushed = self.acked;
+        }
+        if self.log.last() == Some(&Op::Upload) {
+            self.committed = self.acked;
         }
     }
 
@@ -56,7 +61,7 @@ impl Reference {
                 Op::Unaligned(c) => image[c * cluster + 3 * SECTOR..c * cluster + 6 * SECTOR].fill(fill),
                 Op::Zero(c) | Op::Discard(c) => image[c * cluster..(c + 1) * cluster].fill(0),
                 Op::Resize => image.resize(image.len() + cluster, 0),
-                Op::Flush | Op::Restart => {}
+                Op::Flush | Op::Restart | Op::Upload => {}
             }
         }
         image

@@ -138,11 +138,22 @@ impl Run<'_> {
             Crash::Clean => Crash::Kill,
             crash => crash,
         };
+        let zombies = self.world.volumes.clone();
         self.world.crash(crash);
         self.crashes += 1;
+        if life.twice {
+            self.world.fsck().await?;
+        }
         self.stumble(life).await;
-        self.boot().await?;
+        if crash == Crash::Takeover {
+            self.take_over(&zombies).await?;
+        } else {
+            self.boot().await?;
+        }
         self.settle(crash).await?;
+        if crash == Crash::Takeover {
+            self.fenced(zombies).await?;
+        }
         if flipped {
             self.world.note("life with wrong bits");
         }
@@ -193,6 +204,37 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The new owner starts while clients still write to the old one, and upload.
+    async fn take_over(&mut self, zombies: &[std::sync::Arc<Volume>]) -> Result<(), String> {
+        let mut client = Client::new();
+        for n in 0..200 {
+            let volume = n % zombies.len();
+            let range = Range { first: 0, count: 8 };
+            client.push((Step::Write { volume, range, fua: false }, Duration::from_millis(1)));
+            client.push((Step::Drain { volume }, Duration::ZERO));
+        }
+        let clock = self.world.clock.clone();
+        let talk = Talk { volumes: zombies, clock: &*clock, truth: &self.truth };
+        let (booted, ()) = futures::join!(self.world.boot(), talk.run(&client));
+        // That the old owner fails them is right.
+        self.truth.borrow_mut().error = None;
+        self.truth.borrow().check()?;
+        booted.map_err(|e| format!("the new owner does not start: {e}"))
+    }
+
+    /// A deposed owner that wakes up neither commits anything nor changes the backend's image.
+    async fn fenced(&mut self, zombies: Vec<std::sync::Arc<Volume>>) -> Result<(), String> {
+        for (volume, zombie) in zombies.iter().enumerate() {
+            let wrote = zombie.write(0, Bytes::from(vec![0xdd; SECTOR]), false).await.is_ok();
+            if wrote && zombie.drain(Duration::from_secs(30)).await.is_ok() {
+                return Err(format!("volume {volume}: a deposed owner says that a write is on the backend"));
+            }
+        }
+        self.world.crash(Crash::Kill);
+        self.boot().await?;
+        self.settle(Crash::Kill).await
+    }
+
     /// Starts that die half-way.
     async fn stumble(&mut self, life: &Life) {
         for &(effect, store) in &life.stumbles {
@@ -214,14 +256,16 @@ impl Run<'_> {
             let promise = match crash {
                 Crash::Kill | Crash::Clean => Promise::Everything,
                 Crash::Power(_) => Promise::Flushed(truth.flushed[volume].max(truth.committed[volume])),
-                Crash::LostDataDir => Promise::Committed(truth.committed[volume]),
+                Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover => {
+                    Promise::Committed(truth.committed[volume])
+                }
             };
             truth.models[volume].settle(&image, promise)?;
             let committed = truth.committed[volume];
             truth.models[volume].forget(committed);
             let sum = common::crc::crc32c(&image);
             truth.event(u64::from(sum));
-            if !matches!(crash, Crash::LostDataDir) {
+            if !matches!(crash, Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover) {
                 continue;
             }
             // What was not committed may be in the new write buffer only, and never was flushed there.

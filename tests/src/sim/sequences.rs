@@ -17,7 +17,7 @@ const CLUSTERS: usize = 3;
 
 /// All operations.
 pub fn operations() -> Vec<Op> {
-    let mut all = vec![Op::Flush, Op::Resize, Op::Restart];
+    let mut all = vec![Op::Flush, Op::Resize, Op::Restart, Op::Upload];
     for c in 0..CLUSTERS {
         all.extend([Op::Write(c), Op::Unaligned(c), Op::Zero(c), Op::Discard(c), Op::Fua(c)]);
     }
@@ -38,6 +38,12 @@ pub struct Count {
 enum Point {
     Disk(u64),
     Store(u64),
+}
+
+impl Point {
+    fn is_store(self) -> bool {
+        matches!(self, Point::Store(_))
+    }
 }
 
 /// Runs every sequence of exactly `length` operations on `jobs` threads. An error names one that is
@@ -140,13 +146,16 @@ impl Sequence {
             Err(e) => return Err(format!("draining fails: {e}")),
         }
         let end = s.world.effects();
-        if let Some((_, crash)) = crash {
+        if let Some((point, crash)) = crash {
             let least = match crash {
                 Crash::Kill | Crash::Clean => s.reference.acked,
                 Crash::Power(_) => s.reference.flushed.max(s.reference.committed),
-                Crash::LostDataDir => s.reference.committed,
+                Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover => s.reference.committed,
             };
             s.world.fair_weather();
+            if point.is_store() {
+                s.world.fsck().await?;
+            }
             s.again(crash).await?;
             let found = s.check(least).await?;
             s.again(Crash::Kill).await?;
@@ -192,6 +201,7 @@ impl Sequence {
             Op::Discard(c) => v.discard(c as u64 * cluster, cluster, false).await,
             Op::Flush => v.flush().await,
             Op::Resize => v.resize(v.geometry().size + cluster).await,
+            Op::Upload => v.drain(Duration::from_secs(5)).await,
             Op::Restart => Ok(()),
         }
     }

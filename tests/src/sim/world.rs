@@ -29,6 +29,8 @@ pub struct World {
     pub clock: Arc<SimClock>,
     settings: Settings,
     driver: Option<Arc<Driver>>,
+    /// The data directory that the last owner left behind when another one took over.
+    old: Option<(SimDisk, Arc<SimTable>)>,
     /// The open volumes.
     pub volumes: Vec<Arc<Volume>>,
     count: usize,
@@ -59,6 +61,7 @@ impl World {
             clock: Arc::new(SimClock::new(seed)),
             settings: plan.settings.clone(),
             driver: None,
+            old: None,
             volumes: Vec::new(),
             count: plan.volumes,
             disk_faults: SimDiskFaults::default(),
@@ -185,6 +188,8 @@ impl World {
             Crash::Clean => self.note("clean stop"),
             Crash::Power(_) => self.note("power cut"),
             Crash::LostDataDir => self.note("lost data directory"),
+            Crash::Takeover => self.note("takeover from a live owner"),
+            Crash::OldDataDir => self.note("an old data directory comes back"),
         }
         match crash {
             Crash::Kill | Crash::Clean => {
@@ -198,12 +203,26 @@ impl World {
                 self.table = Arc::new(self.table.successor());
                 self.table.crash(|n| random.usize(0..=n));
             }
-            Crash::LostDataDir => {
+            Crash::LostDataDir | Crash::Takeover => {
+                self.tally();
+                if crash == Crash::LostDataDir {
+                    self.disk.kill();
+                }
+                let disk = std::mem::take(&mut self.disk);
+                let table = std::mem::replace(&mut self.table, Arc::new(SimTable::new()));
+                self.disk.set_random(self.random.fork());
+                self.old = Some((disk, table)).filter(|_| crash == Crash::Takeover).or(self.old.take());
+            }
+            Crash::OldDataDir => {
                 self.tally();
                 self.disk.kill();
-                self.disk = SimDisk::new();
+                // Without one it is a new one.
+                let (disk, table) = self.old.take().unwrap_or_default();
+                self.disk = disk;
+                self.disk.kill();
                 self.disk.set_random(self.random.fork());
-                self.table = Arc::new(SimTable::new());
+                self.disk.forget_tally();
+                self.table = Arc::new(table.successor());
             }
         }
     }
@@ -253,6 +272,19 @@ impl World {
     /// The keys of all objects.
     pub fn keys(&self) -> Vec<String> {
         self.stores.iter().flat_map(SimObjectStore::keys).collect()
+    }
+
+    /// Checks every volume's image on its store, with nobody's help.
+    pub async fn fsck(&self) -> std::result::Result<(), String> {
+        for volume in 0..self.count {
+            let pool = &self.pools[volume % 2];
+            let report = volumedriver::fsck::check(pool, id(volume), &mut |_, _| {}).await;
+            let problems = report.map_err(|e| format!("fsck of volume {volume}: {e}"))?.problems;
+            if !problems.is_empty() {
+                return Err(format!("fsck of volume {volume}: {problems:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// Reads all of a volume.

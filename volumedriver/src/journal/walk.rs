@@ -3,7 +3,7 @@
 use super::record::{self, FIXED, MAGIC, Record};
 use super::segment::{HEADER_BLOCK, MAX_NUMBER};
 use bytes::Bytes;
-use common::{DiskFile, mutant};
+use common::DiskFile;
 use std::sync::Arc;
 
 /// Read at a time, in bytes.
@@ -102,8 +102,7 @@ impl Walk {
     }
 
     fn is_mine(&self, record: &Record) -> bool {
-        mutant::is_on("earlier-life-accepted")
-            || (record.place.process == self.id.process && record.place.at.life == self.id.life)
+        record.place.process == self.id.process && record.place.at.life == self.id.life
     }
 
     /// The next record. After [`Step::Invalid`] the walk stays where it is; see [`Walk::search`].
@@ -116,8 +115,7 @@ impl Walk {
             Ok(record) => record,
             Err(why) => return Step::Invalid(why),
         };
-        let follows = self.prev_crc.is_none_or(|crc| crc == record.place.prev_crc);
-        if !follows && !mutant::is_on("earlier-life-accepted") {
+        if self.prev_crc.is_some_and(|crc| crc != record.place.prev_crc) {
             return Step::Invalid("the record does not follow the one before it");
         }
         let payload_at = self.offset + record.header_len as u64;
