@@ -85,6 +85,8 @@ pub(crate) struct Core {
     epoch: Epoch,
     cluster_size: u64,
     size: u64,
+    /// The size at `committed`: a Manifest must not know a growth whose predecessors may get lost.
+    committed_size: u64,
     /// Entries `committed + 1 ..= assigned`.
     recs: VecDeque<Rec>,
     overlay: ExtentMap<Lsn>,
@@ -112,6 +114,7 @@ impl Core {
             epoch,
             cluster_size: u64::from(cluster_size),
             size,
+            committed_size: size,
             recs: VecDeque::new(),
             overlay: ExtentMap::default(),
             frontiers: Frontiers {
@@ -135,6 +138,10 @@ impl Core {
 
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    pub fn committed_size(&self) -> u64 {
+        self.committed_size
     }
 
     pub fn frontiers(&self) -> Frontiers {
@@ -340,6 +347,8 @@ impl Core {
             freed.memory += rec.data.map_or(0, |d| d.len() as u64);
             if rec.kind.is_range() {
                 self.overlay.remove_value(rec.addr, rec.count, at);
+            } else if rec.kind == Kind::Resize {
+                self.committed_size = self.committed_size.max(rec.addr);
             }
         }
         self.frontiers.synced = self.frontiers.synced.max(lsn);

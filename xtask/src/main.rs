@@ -1,7 +1,7 @@
 //! The one door for developer commands: `cargo xtask help`.
 //!
 //! Rooms: [`demo`] (a storage router to play with), [`check`] (all that must pass at a hand-over,
-//! and the soaks), [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
+//! and the soaks), [`sim`] (simulation, mutation table), [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
 //! pip bring), [`tester`] (the NBD reference tester, built from source), [`steps`] (running
 //! programs with their cost), [`place`] (where things are).
 
@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod packages;
 mod place;
+mod sim;
 mod steps;
 mod tester;
 
@@ -38,6 +39,18 @@ enum Command {
     /// Benchmarks against nbdkit and qemu-nbd, interleaved in one run; options go to the bench program
     Bench {
         /// See `cargo xtask bench -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Simulated worlds: --seed N, --seeds N, --soak 1h, --sequences N; options go to the sim program
+    Sim {
+        /// See `cargo xtask sim -- --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Seeded bugs, and which ring notices each: [NAME] [--write docs/mutations.md]
+    Mutants {
+        /// See `cargo xtask mutants -- --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -67,6 +80,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Test(test) => return check::test(&test),
         Command::Soak(soak) => return check::soak(&soak),
         Command::Bench { arguments } => check::bench(&arguments)?,
+        Command::Sim { arguments } => sim::sim(&arguments)?,
+        Command::Mutants { arguments } => sim::mutants(&arguments)?,
         Command::Arch => arch::check(true)?,
         Command::Fmt => steps::Program::cargo(&["fmt", "--all"]).run()?,
         Command::Lint => check::lint().run()?,

@@ -156,10 +156,8 @@ async fn finish(
     let run = contiguous(&fenced, covered, recovered)?;
     let last = Lsn(covered.0 + run.len() as u64);
 
-    let size = run.iter().filter(|e| e.kind == Kind::Resize).map(|e| e.addr);
-    let size = size.fold(shared.core.lock().size(), u64::max);
     let mut cut = chain.successor(ManifestKind::Cut);
-    cut.size = size;
+    cut.size = shared.core.lock().committed_size();
     cut.tail = Tail { epoch: shared.epoch, first_sco: 1 };
     cut.tlog_lsn = covered;
     record_cut(&mut cut, fenced.tail.epoch, last);

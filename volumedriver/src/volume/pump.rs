@@ -305,7 +305,7 @@ impl Pump {
         let shared = self.shared.clone();
         let previous = self.chain.current().clone();
         let mut next = self.chain.successor(kind);
-        next.size = shared.core.lock().size();
+        next.size = shared.core.lock().committed_size();
         change(&mut next);
         let mut number = self.next_object;
         let epoch = shared.epoch;
