@@ -1,5 +1,6 @@
 //! Settings of the NBD server, with their defaults, and the rule about who may reach it.
 
+use crate::nbd::MEMORY_LEAST as LEAST;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub max_inflight_requests: usize,
     /// Bytes of payload that one connection may hold in memory.
     pub max_inflight_bytes: u64,
+    /// Memory for payload, in MiB, all connections together.
+    pub memory_mib: u64,
 }
 
 impl Default for Settings {
@@ -54,6 +57,7 @@ impl Default for Settings {
             max_connections: 1024,
             max_inflight_requests: 256,
             max_inflight_bytes: 64 << 20,
+            memory_mib: 256,
         }
     }
 }
@@ -84,6 +88,14 @@ impl Settings {
             if value == 0 || value > most {
                 return Err(Error::invalid(format!("{key} is {value}: choose 1 to {most}")));
             }
+        }
+        let least = LEAST >> 20;
+        if self.memory_mib < least || self.memory_mib > 1 << 20 {
+            return Err(Error::invalid(format!(
+                "nbd.memory_mib is {}: choose {least} to {}",
+                self.memory_mib,
+                1 << 20
+            )));
         }
         if self.tls == TlsMode::Off {
             if self.tls_cert.is_some() || self.tls_key.is_some() || self.tls_client_ca.is_some() {

@@ -9,6 +9,8 @@
 //! | `tls` | certificates, and the upgrade |
 //! | `transmission` | requests in, replies out: one task per connection |
 //! | `inflight` | the requests of one connection that are being worked on |
+//! | `memory` | payload memory of all connections together |
+//! | `stop` | how a connection hears that the server stops |
 //! | `reply` | replies, queued and sent without copying their payload |
 //! | `server` | listeners, connections, shutdown |
 //! | [`fuzz`] | the decoders, for fuzzers |
@@ -19,14 +21,17 @@
 mod handshake;
 mod inflight;
 mod input;
+mod memory;
 mod meta;
 pub(crate) mod proto;
 mod reply;
 mod server;
+mod stop;
 mod tls;
 mod transmission;
 
 pub use crate::config::{Settings, TlsMode};
+pub(crate) use memory::LEAST as MEMORY_LEAST;
 pub use server::Server;
 
 /// Everything that decodes bytes of a client, as functions that a fuzzer can call.

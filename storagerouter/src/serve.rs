@@ -160,7 +160,9 @@ impl Running {
         log: &LogControl,
     ) -> Result<Running> {
         let exports = Arc::new(RouterExports(router.clone()));
-        let nbd = Server::bind(settings.nbd.clone(), exports, clock.clone(), &mut registry).await?;
+        let mut nbd = settings.nbd.clone();
+        nbd.max_connections = system::connections_within_open_files(nbd.max_connections);
+        let nbd = Server::bind(nbd, exports, clock.clone(), &mut registry).await?;
         let tls = settings.api.tls()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let address = api.local_addr().context("api.listen")?;

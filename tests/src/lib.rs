@@ -6,6 +6,8 @@
 //! - [`model`]: the oracle, which blocks a vDisk may hold now;
 //! - [`nbd`]: a small pipelined NBD client that never reconnects and never hides an error;
 //! - [`workload`]: random writes, trims, flushes and reads over several connections, recorded in the model;
+//! - [`faultfs`]: a disk that breaks on command, and forgets what was not synced;
+//! - [`cgroup`]: a bound on the memory of a process;
 //! - [`router`], [`reference`], [`s3`], [`gate`]: processes and servers under test, and beside them;
 //! - [`setup`]: a router with one vPool and one vDisk on a chosen backend;
 //! - [`mount`]: an ext4 file system on an export, without a kernel NBD driver;
@@ -19,7 +21,9 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod block;
+pub mod cgroup;
 pub mod database;
+pub mod faultfs;
 pub mod gate;
 pub mod model;
 pub mod mount;

@@ -4,6 +4,7 @@ use crate::nbd::Endpoint;
 use crate::process::Process;
 use crate::tools::{Ran, command, free_port, http, own_program, run_within};
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -21,13 +22,22 @@ pub struct Config {
     pub settings: Vec<String>,
     /// Environment, such as credentials.
     pub environment: Vec<(String, String)>,
+    /// A program with arguments that starts it, such as `prlimit`; none usually.
+    pub starter: Vec<String>,
 }
 
 impl Config {
     /// Free ports, defaults otherwise.
     pub fn new(data_dir: &Path) -> Result<Self> {
         let (nbd_port, api_port) = (free_port()?, free_port()?);
-        Ok(Self { data_dir: data_dir.into(), nbd_port, api_port, settings: vec![], environment: vec![] })
+        Ok(Self {
+            data_dir: data_dir.into(),
+            nbd_port,
+            api_port,
+            settings: vec![],
+            environment: vec![],
+            starter: vec![],
+        })
     }
 
     /// Adds a setting.
@@ -42,9 +52,23 @@ impl Config {
         self
     }
 
+    /// Lets a program with arguments start it: it must end in `exec` of the rest of its arguments.
+    pub fn under(mut self, starter: &[&str]) -> Self {
+        self.starter = starter.iter().map(|word| word.to_string()).collect();
+        self
+    }
+
     /// The command line of `storagerouter serve`.
     pub fn command(&self) -> Result<Command> {
-        let mut command = command(own_program("storagerouter")?);
+        let program = own_program("storagerouter")?;
+        let mut command = match self.starter.split_first() {
+            Some((starter, arguments)) => {
+                let mut command = command(starter);
+                command.args(arguments).arg(program);
+                command
+            }
+            None => command(program),
+        };
         command.arg("serve").arg("--data-dir").arg(&self.data_dir);
         command.args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)]);
         command.args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)]);
@@ -110,6 +134,16 @@ impl Router {
     /// SIGKILL.
     pub fn kill9(&mut self) -> Result<()> {
         self.process.kill9()
+    }
+
+    /// SIGSTOP: it stands still, and keeps its files, its lock and its sockets.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
     }
 
     /// SIGTERM; it must end with success within a minute.

@@ -38,6 +38,7 @@ pub struct Subject {
     /// The export's name.
     pub export: String,
     model: Arc<Mutex<Model>>,
+    flushed: Arc<AtomicU64>,
     runtime: Runtime,
 }
 
@@ -47,6 +48,9 @@ pub struct Running {
     done: Arc<AtomicU64>,
     workers: Vec<tokio::task::JoinHandle<Result<()>>>,
 }
+
+/// For an answer; far longer than any pause that a test makes.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// NBD_ESHUTDOWN.
 const SHUTDOWN: u32 = 108;
@@ -60,12 +64,35 @@ impl Subject {
     pub fn new(endpoint: Endpoint, export: &str, blocks: usize) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let model = Arc::new(Mutex::new(Model::new(fastrand::u32(..).into(), blocks)));
-        Ok(Self { endpoint, export: export.into(), model, runtime })
+        Ok(Self { endpoint, export: export.into(), model, flushed: Arc::default(), runtime })
     }
 
     /// This moment on the model's clock.
     pub fn now(&self) -> u64 {
         lock(&self.model).now()
+    }
+
+    /// What was acknowledged before this moment survives a power cut: the sending of the last flush
+    /// that was answered, or the last [`Subject::settle`].
+    pub fn flushed(&self) -> u64 {
+        self.flushed.load(Ordering::SeqCst)
+    }
+
+    /// Flushes, on a connection of its own.
+    pub fn flush(&self) -> Result<()> {
+        let issued = self.now();
+        self.ask(async |client| client.flush().await)?;
+        self.flushed.fetch_max(issued, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Sends something on a connection of its own; what it writes is unknown to the model.
+    pub fn ask<T>(&self, request: impl AsyncFnOnce(&Client) -> Result<T, NbdError>) -> Result<T> {
+        self.runtime.block_on(async {
+            let client = Client::connect(&self.endpoint, &self.export).await?;
+            let answer = tokio::time::timeout(LONGEST_WAIT, request(&client)).await;
+            Ok(answer.context("no answer within two minutes")??)
+        })
     }
 
     /// Starts a workload. Its connections are made before this returns.
@@ -80,6 +107,7 @@ impl Subject {
                 let worker = Worker {
                     client: client.clone(),
                     model: self.model.clone(),
+                    flushed: self.flushed.clone(),
                     plan: plan.clone(),
                     writer: connection as u64,
                     random: fastrand::Rng::with_seed(plan.seed ^ ((connection * 1000 + slot) as u64) << 32),
@@ -97,13 +125,30 @@ impl Subject {
         let done = running.done.clone();
         self.runtime.block_on(async {
             for worker in running.workers {
-                tokio::time::timeout(Duration::from_secs(120), worker)
+                tokio::time::timeout(LONGEST_WAIT, worker)
                     .await
                     .context("a request was not answered within two minutes")???;
             }
             anyhow::Ok(())
         })?;
         Ok(done.load(Ordering::Relaxed))
+    }
+
+    /// Where the server must fail for good: every worker comes, unasked, to a request that is answered
+    /// with this error number, and ends with it.
+    pub fn gather_failed(&self, running: Running, errno: u32) -> Result<()> {
+        self.runtime.block_on(async {
+            for worker in running.workers {
+                let ended = tokio::time::timeout(LONGEST_WAIT / 4, worker)
+                    .await
+                    .context("a worker met no failure within half a minute")??;
+                let error = ended.err().context("a worker ended without an error")?;
+                if error.downcast_ref() != Some(&NbdError::Errno(errno)) {
+                    return Err(error.context(format!("not error {errno}")));
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Runs a workload for a while and waits until all its requests are answered.
@@ -136,6 +181,8 @@ impl Subject {
     pub fn settle(&self, promise: Promise) -> Result<()> {
         let image = self.image().context("reading the volume back")?;
         lock(&self.model).settle(&image, promise)?;
+        let now = self.now();
+        self.flushed.fetch_max(now, Ordering::SeqCst);
         Ok(())
     }
 
@@ -146,6 +193,14 @@ impl Subject {
 }
 
 impl Running {
+    /// Waits until more than this many requests were answered.
+    pub fn wait_past(&self, answers: u64) -> Result<()> {
+        crate::time::eventually("requests are answered", 60, || match self.done() {
+            done if done > answers => Ok(()),
+            done => bail!("{done} answers, not more than {answers}"),
+        })
+    }
+
     /// Answers so far.
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
@@ -155,6 +210,7 @@ impl Running {
 struct Worker {
     client: Arc<Client>,
     model: Arc<Mutex<Model>>,
+    flushed: Arc<AtomicU64>,
     plan: Plan,
     writer: u64,
     random: fastrand::Rng,
@@ -205,7 +261,11 @@ impl Worker {
                 let data = self.client.read(offset, length).await?;
                 lock(&self.model).check_read(first, issued, &data).context("a read under load")?;
             }
-            _ => self.client.flush().await?,
+            _ => {
+                let issued = lock(&self.model).now();
+                self.client.flush().await?;
+                self.flushed.fetch_max(issued, Ordering::SeqCst);
+            }
         }
         Ok(())
     }

@@ -21,6 +21,9 @@ pub struct Soak {
     /// Rounds of random writes with kill -9, on each backend
     #[arg(long, default_value_t = 100)]
     pub kill_rounds: u64,
+    /// Power cuts under load
+    #[arg(long, default_value_t = 100)]
+    pub torn_rounds: u64,
     /// Rounds of each database with kill -9
     #[arg(long, default_value_t = 20)]
     pub db_rounds: u64,
@@ -83,6 +86,7 @@ pub fn test(test: &Test) -> Result<ExitCode> {
 pub fn soak(soak: &Soak) -> Result<ExitCode> {
     let counts = [
         ("SR_KILL_ROUNDS", soak.kill_rounds),
+        ("SR_TORN_ROUNDS", soak.torn_rounds),
         ("SR_DB_ROUNDS", soak.db_rounds),
         ("SR_OUTAGE_SECONDS", soak.outage_seconds),
     ];

@@ -62,6 +62,8 @@ const TESTS: &[Need] = &[
     program("sqlite3", &["sqlite3"]),
     program("certtool", &["gnutls-bin"]),
     program("make", &["make"]),
+    program("faketime", &["faketime"]),
+    program("prlimit", &["util-linux"]),
     program("runuser", &["util-linux"]),
     Need { sign: Sign::Test(postgres), packages: &["postgresql"] },
     Need { sign: Sign::Test(venv), packages: &["python3-venv"] },

@@ -2,6 +2,7 @@
 
 use super::handshake::{self, Chosen, Failure, Handshake, Patience};
 use super::input::Input;
+use super::memory::Memory;
 use super::transmission::{End, Serving, transmit};
 use super::{handshake::Outcome, tls};
 use crate::config::Settings;
@@ -101,7 +102,13 @@ impl Server {
     pub async fn serve(self, mut shutdown: watch::Receiver<bool>) {
         let Server { settings, tcp, unix, acceptor, exports, clock, metrics } = self;
         let shared = Arc::new(Shared {
-            serving: Serving { settings, metrics, clock, shutdown: shutdown.clone() },
+            serving: Serving {
+                memory: Arc::new(Memory::new(settings.memory_mib << 20)),
+                settings,
+                metrics,
+                clock,
+                shutdown: shutdown.clone(),
+            },
             exports,
             acceptor,
         });
@@ -133,7 +140,8 @@ impl Server {
                 serving.metrics.refused.inc();
                 tracing::warn!(
                     limit,
-                    "NBD: connection turned away: nbd.max_connections are open; raise it or close some"
+                    "NBD: connection turned away: so many are open; raise nbd.max_connections (or the limit on open \
+                     files), or close some"
                 );
                 continue;
             }

@@ -5,15 +5,17 @@
 //! these goes on. At queue depth 1 that is one receive and one send per request.
 //!
 //! Memory of a connection is bounded by `max_inflight_bytes` of payload (written bytes from the
-//! header on, read bytes until they are sent), `max_inflight_requests` requests, and small change.
-//! When a bound is reached the socket is not read.
+//! header on, read bytes until they are sent), `max_inflight_requests` requests, and small change;
+//! that of all connections by `memory`. When a bound is reached the socket is not read.
 
 use super::handshake::{Chosen, Replies};
 use super::inflight::{Done, Inflight, Outcome, Work};
 use super::input::Input;
+use super::memory::{Memory, Share, Way};
 use super::meta;
 use super::proto::{self, Command, Request, errno, flag};
 use super::reply::Queue;
+use super::stop::StopSignal;
 use crate::config::Settings;
 use crate::metrics::Metrics;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,7 +23,7 @@ use common::{BlockDevice, Clock, Error, ErrorKind, Geometry};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -60,6 +62,8 @@ pub enum End {
 pub struct Serving {
     /// Bounds.
     pub settings: Arc<Settings>,
+    /// For the payload of all connections.
+    pub memory: Arc<Memory>,
     /// Counters.
     pub metrics: Metrics,
     /// For latencies and quiet connections.
@@ -86,7 +90,7 @@ where
         structured: chosen.replies != Replies::Simple,
         allocation: chosen.allocation,
         name: &chosen.name,
-        payload_bytes: 0,
+        memory: context.memory.share(&chosen.name),
         closing: None,
         stop,
         quiet: None,
@@ -144,7 +148,7 @@ struct Connection<'d> {
     allocation: bool,
     name: &'d str,
     /// Payload in memory: of writes that are received or worked on, of reads until they are sent.
-    payload_bytes: u64,
+    memory: Share,
     /// Set when no more requests are read: how it ends once all replies are out.
     closing: Option<Closing>,
     stop: StopSignal,
@@ -190,11 +194,12 @@ impl<'d> Connection<'d> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let mut moved = self.memory.poll(cx);
         let mut want = if self.closing.is_none() { self.decode()? } else { Want::Room };
-        let mut moved = self.work();
+        moved |= self.work();
         if !self.queue.is_empty() {
             let (freed, sent) = self.queue.poll_send(stream, cx).map_err(|e| End::Gone(Some(e)))?;
-            self.payload_bytes -= freed;
+            self.memory.give(Way::Out, freed);
             moved |= freed > 0 || sent.is_ready();
         }
         if let Some(closing) = self.closing {
@@ -309,9 +314,12 @@ impl<'d> Connection<'d> {
                 self.receive = Receive::Refused { request, errno, message, left: payload };
                 continue;
             }
-            let held = if request.command == Command::Read { request.length } else { payload };
-            let limit = self.context.settings.max_inflight_bytes;
-            if self.payload_bytes > 0 && self.payload_bytes.saturating_add(held) > limit {
+            let (way, held) = match request.command {
+                Command::Read => (Way::Out, request.length),
+                _ => (Way::In, payload),
+            };
+            let (now_held, limit) = (self.memory.held(), self.context.settings.max_inflight_bytes);
+            if now_held > 0 && now_held.saturating_add(held) > limit {
                 return Ok(Want::Room);
             }
             let buffered = self.input.bytes().len() - size;
@@ -320,8 +328,10 @@ impl<'d> Connection<'d> {
                 self.input.hold(size + payload as usize);
                 return Ok(Want::Bytes);
             }
+            if held > 0 && !self.memory.take(way, held) {
+                return Ok(Want::Room);
+            }
             let start = *now.get_or_insert_with(|| self.context.clock.now());
-            self.payload_bytes += held;
             self.input.consume(size);
             if request.command != Command::Write {
                 self.start(request, start);
@@ -479,7 +489,7 @@ impl<'d> Connection<'d> {
     fn complete(&mut self, done: Done, now: Duration) {
         let Done { request, start, outcome } = done;
         self.context.metrics.request(request.command, now.saturating_sub(start));
-        self.payload_bytes -= request.payload();
+        self.memory.give(Way::In, request.payload());
         match outcome {
             Outcome::Unit(Ok(())) => self.queue.ok(&request),
             Outcome::Read(Ok(data)) if data.len() as u64 > request.length => {
@@ -491,7 +501,7 @@ impl<'d> Connection<'d> {
             }
             Outcome::Read(Ok(data)) => self.read_done(&request, data),
             Outcome::Read(Err(e)) => {
-                self.payload_bytes -= request.length;
+                self.memory.give(Way::Out, request.length);
                 self.fail(&request, &e);
             }
             Outcome::Extents(Ok(extents)) => {
@@ -508,9 +518,10 @@ impl<'d> Connection<'d> {
     fn read_done(&mut self, request: &Request, data: Bytes) {
         if data.len() as u64 == request.length {
             self.context.metrics.bytes_read.inc_by(request.length);
-            self.payload_bytes -= self.queue.data(request, data);
+            let freed = self.queue.data(request, data);
+            self.memory.give(Way::Out, freed);
         } else {
-            self.payload_bytes -= request.length;
+            self.memory.give(Way::Out, request.length);
             let message = format!("the device read {} bytes of {}", data.len(), request.length);
             self.fail(request, &Error::internal(message));
         }
@@ -568,39 +579,5 @@ impl<'d> Connection<'d> {
                 return;
             }
         }
-    }
-}
-
-/// Notices that the server stops, at the price of one comparison per turn.
-struct StopSignal {
-    receiver: watch::Receiver<bool>,
-    changed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// The task that the future will wake.
-    registered: Option<Waker>,
-    stopped: bool,
-}
-
-impl StopSignal {
-    fn new(receiver: watch::Receiver<bool>) -> Self {
-        let mut waiting = receiver.clone();
-        let changed = Box::pin(async move {
-            // An error says that the sender is gone, and with it whoever could say stop.
-            let _ = waiting.wait_for(|stop| *stop).await;
-        });
-        Self { receiver, changed, registered: None, stopped: false }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.stopped {
-            return true;
-        }
-        let known = self.registered.as_ref().is_some_and(|w| w.will_wake(cx.waker()));
-        if known && matches!(self.receiver.has_changed(), Ok(false)) {
-            return false;
-        }
-        self.receiver.mark_unchanged();
-        self.registered = Some(cx.waker().clone());
-        self.stopped = self.changed.as_mut().poll(cx).is_ready();
-        self.stopped
     }
 }

@@ -34,6 +34,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("nbd.max_connections", "NBD connections at a time, TCP and unix together."),
     ("nbd.max_inflight_requests", "Requests of one connection that are worked on at a time."),
     ("nbd.max_inflight_bytes", "Bytes of payload that one connection may hold in memory."),
+    (
+        "nbd.memory_mib",
+        "Memory for payload of requests, in MiB, all connections together; without it requests wait.",
+    ),
     ("api.listen", "TCP address of the REST API, /metrics, /healthz and /readyz."),
     ("api.tls_cert", "PEM file with the API's certificate chain; with api.tls_key it turns TLS on."),
     ("api.tls_key", "PEM file with the API's private key."),

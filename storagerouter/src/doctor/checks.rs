@@ -44,6 +44,7 @@ pub fn memory(settings: &Settings) -> Finding {
         .saturating_add(driver.index_cache_mib)
         .saturating_add(settings.index.cache_mib)
         .saturating_add(settings.index.write_buffer_mib)
+        .saturating_add(settings.nbd.memory_mib)
         .saturating_add(256)
         .saturating_mul(1 << 20);
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
