@@ -25,6 +25,7 @@ pub const FOOTER_MAGIC: [u8; 8] = *b"SRfooter";
 pub const VERSION: u16 = 1;
 
 const HEADER: usize = 96;
+const RESERVED_AT: usize = 11;
 const CRC_AT: usize = 12;
 /// Mandatory features that this version knows.
 const KNOWN_INCOMPAT: u64 = 0;
@@ -139,8 +140,7 @@ impl Envelope {
         // Magic, version and checksum stay where they are in all versions; so a flipped bit in the
         // version is told from a newer version.
         let version = r.u16()?;
-        let kind = r.u8()?;
-        r.u8()?;
+        let (kind, reserved) = (r.u8()?, r.u8()?);
         let (stored, computed) = (r.u32()?, crc_without_field(block));
         if stored != computed {
             return Err(crc_error(&"object header", "header", computed, stored));
@@ -172,6 +172,17 @@ impl Envelope {
         }
         if !(HEADER..=HEADER + MAX_BODY).contains(&header_len) {
             return Err(Error::corrupt(format!("{envelope}: header length {header_len} can't be")));
+        }
+        if reserved != 0 {
+            return Err(Error::corrupt(format!(
+                "{envelope}: reserved byte at offset {RESERVED_AT} is not zero"
+            )));
+        }
+        if let Some(i) = block[header_len..].iter().position(|b| *b != 0) {
+            return Err(Error::corrupt(format!(
+                "{envelope}: the byte at offset {}, behind the header, is not zero",
+                header_len + i
+            )));
         }
         Ok((envelope, &block[HEADER..header_len]))
     }
@@ -252,8 +263,7 @@ impl Footer {
             )));
         }
         let version = r.u16()?;
-        let kind = r.u8()?;
-        r.u8()?;
+        let (kind, reserved) = (r.u8()?, r.u8()?);
         let (stored, computed) = (r.u32()?, crc_without_field(bytes));
         if stored != computed {
             return Err(crc_error(&"footer", "footer", computed, stored));
@@ -267,6 +277,9 @@ impl Footer {
         let Some(kind) = ObjectKind::from_u8(kind) else {
             return Err(Error::new(ErrorKind::Unsupported, format!("footer: unknown kind {kind}")));
         };
+        if reserved != 0 {
+            return Err(Error::corrupt(format!("footer: reserved byte at offset {RESERVED_AT} is not zero")));
+        }
         let (index_off, index_len) = (r.u64()?, r.u64()?);
         let (index_crc, header_crc) = (r.u32()?, r.u32()?);
         let footer = Footer { kind, index_off, index_len, index_crc, header_crc, total_len: r.u64()? };
