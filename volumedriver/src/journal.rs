@@ -248,16 +248,14 @@ impl Journal {
         let fits = match entry.kind {
             Kind::Data => {
                 entry.crcs.len() as u64 == entry.count
-                    && entry.count > 0
                     && !entry.data.is_empty()
                     && (entry.data.len() as u64).is_multiple_of(entry.count)
                     && entry.data.len() <= self.max_payload()
                     && entry.crcs.len() <= entry.data.len() / 512
-                    && entry.addr.checked_add(entry.count).is_some()
             }
             _ => entry.data.is_empty() && entry.crcs.is_empty(),
         };
-        if !fits {
+        if !fits || !entry.kind.fits(entry.addr, entry.count) {
             return Err(Error::internal(format!(
                 "volume {}: entry {} ({} clusters, {} bytes) can't be journaled",
                 entry.volume,
