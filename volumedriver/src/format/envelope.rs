@@ -471,18 +471,41 @@ pub(crate) fn check_kind(envelope: &Envelope, kinds: &[ObjectKind]) -> Result<()
     Err(refuse(Error::corrupt(format!("{envelope}: the content is that of another kind"))))
 }
 
-/// Input of a fuzzer: raw, and as the body of a block with right checksums.
+/// As [`with_checksums`], with a footer whose lengths are those of the object as well.
+pub(crate) fn with_ends(bytes: &[u8]) -> Vec<u8> {
+    let mut fitted = bytes.to_vec();
+    if let Some(tail) = fitted.len().checked_sub(FOOTER_LEN).filter(|tail| *tail >= BLOCK) {
+        let index_off = Reader::new(&"", &fitted[tail + 16..]).u64().unwrap_or(0);
+        let (index_len, total_len) = ((tail as u64).saturating_sub(index_off), fitted.len() as u64);
+        fitted[tail + 24..tail + 32].copy_from_slice(&index_len.to_le_bytes());
+        fitted[tail + 40..tail + 48].copy_from_slice(&total_len.to_le_bytes());
+    }
+    with_checksums(&fitted)
+}
+
+/// Input of a fuzzer: raw, and as a block and a footer with right checksums. What is read is written the same.
 pub fn fuzz(data: &[u8]) {
-    let _ = Envelope::decode(data);
-    let _ = Footer::decode(data, data.len() as u64);
+    let head = |block: &[u8]| {
+        if let Ok((envelope, body)) = Envelope::decode(block) {
+            assert!(envelope.encode(body).is_ok_and(|again| again == block[..BLOCK]), "{envelope:?}");
+        }
+    };
+    let end = |tail: &[u8], total_len: u64| {
+        if let Ok(footer) = Footer::decode(tail, total_len) {
+            assert!(footer.encode() == tail[tail.len() - FOOTER_LEN..], "{footer:?}");
+        }
+    };
+    head(data);
+    end(data, data.len() as u64);
     let mut block = data.to_vec();
     block.resize(BLOCK, 0);
     block[..8].copy_from_slice(&MAGIC);
     set_crc(&mut block);
-    let _ = Envelope::decode(&block);
+    head(&block);
     let mut tail = data.to_vec();
     tail.resize(FOOTER_LEN, 0);
     tail[..8].copy_from_slice(&FOOTER_MAGIC);
     set_crc(&mut tail);
-    let _ = Footer::decode(&tail, data.len() as u64);
+    let total_len = Reader::new(&"", &tail[40..]).u64().unwrap_or(0);
+    end(&tail, total_len);
 }
