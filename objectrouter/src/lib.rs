@@ -13,6 +13,7 @@
 //! | `handle` | a client's handle: counted, revocable |
 //! | [`sizes`] | which sizes are valid |
 //! | [`offline`] | what the registry of a stopped router says, for tools |
+//! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
 //! | `tasks` | background work with names and an end |
 //! | `metrics` | gauges, computed when they are asked for |
 //!
@@ -20,6 +21,8 @@
 //! through [`OpenStore`]), protocols (edge, framework), the registry's storage ([`common::Kv`]).
 
 pub mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod metrics;
 pub mod offline;

@@ -361,3 +361,17 @@ impl Records {
         Ok(())
     }
 }
+
+/// Input of a fuzzer: a record of each kind. What is read is written so that the same is read again.
+pub(crate) fn fuzz(data: &[u8]) {
+    fn check<T: Versioned + PartialEq + std::fmt::Debug>(value: &[u8]) {
+        let pair = |value| KvPair { key: "fuzz".into(), value, revision: 1 };
+        if let Ok(record) = decode::<T>(&pair(Bytes::copy_from_slice(value))) {
+            let again = encode(&record).and_then(|value| decode::<T>(&pair(value)));
+            assert_eq!(again.ok(), Some(record));
+        }
+    }
+    check::<VpoolRecord>(data);
+    check::<VdiskRecord>(data);
+    check::<DeletedRecord>(data);
+}

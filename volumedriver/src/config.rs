@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The largest segment that the journal takes, in MiB.
+const MAX_SEGMENT_MIB: u64 = 4096;
+/// More than any machine has, and far from where bytes no longer fit a number: 1 PiB.
+const MAX_MIB: u64 = 1 << 30;
+
 /// `[volumedriver]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -55,11 +60,15 @@ impl Settings {
                 Ok(())
             }
         };
-        at_least("segment_mib", self.segment_mib, 1)?;
-        at_least("journal_mib", self.journal_mib, 8 * self.segment_mib)?;
-        at_least("buffer_mib", self.buffer_mib, 16)?;
-        at_least("read_cache_mib", self.read_cache_mib, 1)?;
-        at_least("index_cache_mib", self.index_cache_mib, 4)?;
+        let within = |key: &str, value: u64, min: u64, max: u64| match value > max {
+            true => Err(format!("volumedriver.{key} = {value} is too large (at most {max})")),
+            false => at_least(key, value, min),
+        };
+        within("segment_mib", self.segment_mib, 1, MAX_SEGMENT_MIB)?;
+        within("journal_mib", self.journal_mib, 8 * self.segment_mib, MAX_MIB)?;
+        within("buffer_mib", self.buffer_mib, 16, MAX_MIB)?;
+        within("read_cache_mib", self.read_cache_mib, 1, MAX_MIB)?;
+        within("index_cache_mib", self.index_cache_mib, 4, MAX_MIB)?;
         at_least("uploads_per_volume", self.uploads_per_volume as u64, 1)?;
         at_least("uploads", self.uploads as u64, 1)?;
         at_least("tlog_scos", self.tlog_scos as u64, 1)?;

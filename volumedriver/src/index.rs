@@ -7,7 +7,7 @@
 //!
 //! Lookups share a read lock, and read a page that is not there without any lock.
 
-mod page;
+pub(crate) mod page;
 #[cfg(test)]
 mod tests;
 

@@ -198,6 +198,7 @@ fn head(bytes: &[u8]) -> &[u8] {
 /// A range of addresses for people.
 pub(crate) fn addresses(addr: u64, count: u64) -> String {
     match count {
+        0 => format!("no address from {addr} on"),
         1 => format!("address {addr}"),
         n => format!("addresses {addr} to {} ({n})", addr.saturating_add(n - 1)),
     }

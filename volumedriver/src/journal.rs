@@ -10,6 +10,7 @@
 //! | [`space`] | segments: made ahead of need, freed, reused |
 //! | [`copy`] | copying forward; looking up what there is of a volume |
 //! | [`recover`] | what earlier processes left |
+//! | `fuzz` | recovery of any bytes |
 //!
 //! The life of an entry: [`Journal::submit`] queues it, [`Journal::commit`] appends it (its sink hears
 //! [`Sink::retired`]: the death of the process can't lose it any more), [`Journal::sync`] makes it survive
@@ -21,6 +22,7 @@
 
 mod append;
 mod copy;
+pub(crate) mod fuzz;
 mod record;
 mod recover;
 mod segment;
@@ -248,16 +250,14 @@ impl Journal {
         let fits = match entry.kind {
             Kind::Data => {
                 entry.crcs.len() as u64 == entry.count
-                    && entry.count > 0
                     && !entry.data.is_empty()
                     && (entry.data.len() as u64).is_multiple_of(entry.count)
                     && entry.data.len() <= self.max_payload()
                     && entry.crcs.len() <= entry.data.len() / 512
-                    && entry.addr.checked_add(entry.count).is_some()
             }
             _ => entry.data.is_empty() && entry.crcs.is_empty(),
         };
-        if !fits {
+        if !fits || !entry.kind.fits(entry.addr, entry.count) {
             return Err(Error::internal(format!(
                 "volume {}: entry {} ({} clusters, {} bytes) can't be journaled",
                 entry.volume,
@@ -356,8 +356,10 @@ impl Drop for Journal {
     }
 }
 
-/// Fuzzes the journal's codecs.
+/// Fuzzes the journal's codecs: raw, and with right checksums.
 pub fn fuzz(bytes: &[u8]) {
     record::fuzz(bytes);
+    record::fuzz(&record::with_checksum(bytes));
     segment::fuzz_header(bytes);
+    segment::fuzz_header(&segment::with_checksum(bytes));
 }

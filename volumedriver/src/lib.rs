@@ -13,6 +13,7 @@
 //! | [`fsck`] | checks a backend image end to end |
 //! | [`inspect`] | prints any object or journal segment for people |
 //! | [`log`] | the words of the log that all of them share |
+//! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
 //! | `credit` | back-pressure: dirty bytes are credits |
 //!
 //! Does not own: who may open a volume (objectrouter), how objects are stored (alba-proxy), how
@@ -29,6 +30,8 @@ pub mod config;
 pub mod driver;
 pub mod format;
 pub mod fsck;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod inspect;
 pub mod journal;
 pub mod log;

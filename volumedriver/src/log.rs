@@ -47,6 +47,12 @@ impl Kind {
     pub fn is_range(self) -> bool {
         matches!(self, Kind::Data | Kind::Zero | Kind::Discard)
     }
+
+    /// Whether `count` clusters from `addr` on are what an entry of this kind names: a range that is not
+    /// empty and ends somewhere, or none.
+    pub fn fits(self, addr: u64, count: u64) -> bool {
+        if self.is_range() { count > 0 && addr.checked_add(count).is_some() } else { count == 0 }
+    }
 }
 
 /// One entry of a volume's log.

@@ -1,7 +1,7 @@
 //! All that must pass at a hand-over, the soaks, and the benchmarks.
 
 use crate::steps::{Program, Steps};
-use crate::{arch, packages, place, tester};
+use crate::{arch, fuzz, packages, place, tester};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::Path;
@@ -67,7 +67,10 @@ pub fn test(test: &Test) -> Result<ExitCode> {
     let mut steps = Steps::default();
     // Without its packages nothing below makes sense: the error decides the exit code.
     prepare()?;
-    steps.step("format", || Program::cargo(&["fmt", "--all", "--check"]).run());
+    steps.step("format", || {
+        Program::cargo(&["fmt", "--all", "--check"]).run()?;
+        fuzz::format(&["--check"])
+    });
     steps.step("architecture", || arch::check(true));
     steps.step("clippy", || lint().run());
     let built = steps.step("build", || build().run());

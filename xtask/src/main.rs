@@ -1,7 +1,8 @@
 //! The one door for developer commands: `cargo xtask help`.
 //!
 //! Rooms: [`demo`] (a storage router to play with), [`check`] (all that must pass at a hand-over,
-//! and the soaks), [`sim`] (simulation, mutation table), [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
+//! and the soaks), [`sim`] (simulation, mutation table), [`fuzz`] (the decoders under libFuzzer),
+//! [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
 //! pip bring), [`tester`] (the NBD reference tester, built from source), [`steps`] (running
 //! programs with their cost), [`place`] (where things are).
 
@@ -11,6 +12,7 @@
 mod arch;
 mod check;
 mod demo;
+mod fuzz;
 mod packages;
 mod place;
 mod sim;
@@ -36,6 +38,8 @@ enum Command {
     Test(check::Test),
     /// The long counts: hundreds of kill -9, long outages
     Soak(check::Soak),
+    /// Every decoder under a coverage-guided fuzzer
+    Fuzz(fuzz::Fuzz),
     /// Benchmarks against nbdkit and qemu-nbd, interleaved in one run; options go to the bench program
     Bench {
         /// See `cargo xtask bench -- --help`
@@ -79,11 +83,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(demo) => return demo::run(&demo),
         Command::Test(test) => return check::test(&test),
         Command::Soak(soak) => return check::soak(&soak),
+        Command::Fuzz(fuzz) => return fuzz::fuzz(&fuzz),
         Command::Bench { arguments } => check::bench(&arguments)?,
         Command::Sim { arguments } => sim::sim(&arguments)?,
         Command::Mutants { arguments } => sim::mutants(&arguments)?,
         Command::Arch => arch::check(true)?,
-        Command::Fmt => steps::Program::cargo(&["fmt", "--all"]).run()?,
+        Command::Fmt => {
+            steps::Program::cargo(&["fmt", "--all"]).run()?;
+            fuzz::format(&[])?;
+        }
         Command::Lint => check::lint().run()?,
         Command::Packages => check::prepare()?,
     }

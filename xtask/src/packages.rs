@@ -125,6 +125,11 @@ fn missing(needs: &[Need]) -> Vec<String> {
     packages
 }
 
+/// What building needs.
+pub fn for_build() -> Result<()> {
+    install(missing(BUILD))
+}
+
 /// What the demo needs.
 pub fn for_demo() -> Result<()> {
     install(missing(BUILD).into_iter().chain(missing(CLIENTS)).collect())

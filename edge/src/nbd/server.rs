@@ -289,6 +289,23 @@ async fn connection(accepted: Accepted, shared: Arc<Shared>) {
     }
 }
 
+/// One connection by itself, over any stream, without a listener.
+pub(super) async fn session<S>(
+    stream: S,
+    settings: Settings,
+    exports: Arc<dyn Exports>,
+    clock: Arc<dyn Clock>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    // The sender must live as long as the connection: without it the server stops.
+    let (_running, shutdown) = watch::channel(false);
+    let metrics = Metrics::new(&mut Registry::default());
+    let memory = Arc::new(Memory::new(settings.memory_mib << 20));
+    let serving = Serving { settings: Arc::new(settings), metrics, memory, clock, shutdown };
+    converse(stream, "somebody", &Shared { serving, exports, acceptor: None }).await;
+}
+
 /// A connection from its greeting to its end.
 async fn converse<S>(mut stream: S, peer: &str, shared: &Shared)
 where

@@ -290,23 +290,28 @@ impl Talk<'_> {
     async fn run(self, client: &Client) {
         for (step, pause) in client {
             let outcome = self.step(step).await;
-            let now = self.clock.now().as_micros() as u64;
-            let mut truth = self.truth.borrow_mut();
-            truth.operations += 1;
-            truth.event(now << 1 | u64::from(outcome.is_ok()));
-            if let Err(wrong) = outcome {
+            if !self.note(step, outcome) {
                 // A volume that stopped tells everybody; nobody goes on.
-                match wrong {
-                    Trouble::Wrong(what) => truth.wrong(format!("{step:?}: {what}")),
-                    Trouble::Error(error) => drop(truth.error.get_or_insert(format!("{step:?}: {error}"))),
-                }
                 return;
             }
-            drop(truth);
             if !pause.is_zero() {
                 self.clock.sleep(*pause).await;
             }
         }
+    }
+
+    /// Writes down what became of a request; whether the client goes on.
+    fn note(&self, step: &Step, outcome: Result<(), Trouble>) -> bool {
+        let now = self.clock.now().as_micros() as u64;
+        let mut truth = self.truth.borrow_mut();
+        truth.operations += 1;
+        truth.event(now << 1 | u64::from(outcome.is_ok()));
+        match outcome {
+            Ok(()) => return true,
+            Err(Trouble::Wrong(what)) => truth.wrong(format!("{step:?}: {what}")),
+            Err(Trouble::Error(error)) => drop(truth.error.get_or_insert(format!("{step:?}: {error}"))),
+        }
+        false
     }
 
     async fn step(&self, step: &Step) -> Result<(), Trouble> {

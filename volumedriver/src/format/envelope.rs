@@ -25,6 +25,7 @@ pub const FOOTER_MAGIC: [u8; 8] = *b"SRfooter";
 pub const VERSION: u16 = 1;
 
 const HEADER: usize = 96;
+const RESERVED_AT: usize = 11;
 const CRC_AT: usize = 12;
 /// Mandatory features that this version knows.
 const KNOWN_INCOMPAT: u64 = 0;
@@ -139,8 +140,7 @@ impl Envelope {
         // Magic, version and checksum stay where they are in all versions; so a flipped bit in the
         // version is told from a newer version.
         let version = r.u16()?;
-        let kind = r.u8()?;
-        r.u8()?;
+        let (kind, reserved) = (r.u8()?, r.u8()?);
         let (stored, computed) = (r.u32()?, crc_without_field(block));
         if stored != computed {
             return Err(crc_error(&"object header", "header", computed, stored));
@@ -172,6 +172,17 @@ impl Envelope {
         }
         if !(HEADER..=HEADER + MAX_BODY).contains(&header_len) {
             return Err(Error::corrupt(format!("{envelope}: header length {header_len} can't be")));
+        }
+        if reserved != 0 {
+            return Err(Error::corrupt(format!(
+                "{envelope}: reserved byte at offset {RESERVED_AT} is not zero"
+            )));
+        }
+        if let Some(i) = block[header_len..].iter().position(|b| *b != 0) {
+            return Err(Error::corrupt(format!(
+                "{envelope}: the byte at offset {}, behind the header, is not zero",
+                header_len + i
+            )));
         }
         Ok((envelope, &block[HEADER..header_len]))
     }
@@ -252,8 +263,7 @@ impl Footer {
             )));
         }
         let version = r.u16()?;
-        let kind = r.u8()?;
-        r.u8()?;
+        let (kind, reserved) = (r.u8()?, r.u8()?);
         let (stored, computed) = (r.u32()?, crc_without_field(bytes));
         if stored != computed {
             return Err(crc_error(&"footer", "footer", computed, stored));
@@ -267,6 +277,9 @@ impl Footer {
         let Some(kind) = ObjectKind::from_u8(kind) else {
             return Err(Error::new(ErrorKind::Unsupported, format!("footer: unknown kind {kind}")));
         };
+        if reserved != 0 {
+            return Err(Error::corrupt(format!("footer: reserved byte at offset {RESERVED_AT} is not zero")));
+        }
         let (index_off, index_len) = (r.u64()?, r.u64()?);
         let (index_crc, header_crc) = (r.u32()?, r.u32()?);
         let footer = Footer { kind, index_off, index_len, index_crc, header_crc, total_len: r.u64()? };
@@ -458,18 +471,41 @@ pub(crate) fn check_kind(envelope: &Envelope, kinds: &[ObjectKind]) -> Result<()
     Err(refuse(Error::corrupt(format!("{envelope}: the content is that of another kind"))))
 }
 
-/// Input of a fuzzer: raw, and as the body of a block with right checksums.
+/// As [`with_checksums`], with a footer whose lengths are those of the object as well.
+pub(crate) fn with_ends(bytes: &[u8]) -> Vec<u8> {
+    let mut fitted = bytes.to_vec();
+    if let Some(tail) = fitted.len().checked_sub(FOOTER_LEN).filter(|tail| *tail >= BLOCK) {
+        let index_off = Reader::new(&"", &fitted[tail + 16..]).u64().unwrap_or(0);
+        let (index_len, total_len) = ((tail as u64).saturating_sub(index_off), fitted.len() as u64);
+        fitted[tail + 24..tail + 32].copy_from_slice(&index_len.to_le_bytes());
+        fitted[tail + 40..tail + 48].copy_from_slice(&total_len.to_le_bytes());
+    }
+    with_checksums(&fitted)
+}
+
+/// Input of a fuzzer: raw, and as a block and a footer with right checksums. What is read is written the same.
 pub fn fuzz(data: &[u8]) {
-    let _ = Envelope::decode(data);
-    let _ = Footer::decode(data, data.len() as u64);
+    let head = |block: &[u8]| {
+        if let Ok((envelope, body)) = Envelope::decode(block) {
+            assert!(envelope.encode(body).is_ok_and(|again| again == block[..BLOCK]), "{envelope:?}");
+        }
+    };
+    let end = |tail: &[u8], total_len: u64| {
+        if let Ok(footer) = Footer::decode(tail, total_len) {
+            assert!(footer.encode() == tail[tail.len() - FOOTER_LEN..], "{footer:?}");
+        }
+    };
+    head(data);
+    end(data, data.len() as u64);
     let mut block = data.to_vec();
     block.resize(BLOCK, 0);
     block[..8].copy_from_slice(&MAGIC);
     set_crc(&mut block);
-    let _ = Envelope::decode(&block);
+    head(&block);
     let mut tail = data.to_vec();
     tail.resize(FOOTER_LEN, 0);
     tail[..8].copy_from_slice(&FOOTER_MAGIC);
     set_crc(&mut tail);
-    let _ = Footer::decode(&tail, data.len() as u64);
+    let total_len = Reader::new(&"", &tail[40..]).u64().unwrap_or(0);
+    end(&tail, total_len);
 }

@@ -190,7 +190,11 @@ pub fn place(volume: VolumeId, kind: ObjectKind, id: ScoId) -> String {
 /// Input of a fuzzer.
 pub fn fuzz(data: &[u8]) {
     if let Ok(key) = std::str::from_utf8(data) {
-        let _ = parse_volume_prefix(key);
-        let _ = parse(key);
+        if let Ok(volume) = parse_volume_prefix(key) {
+            assert_eq!(volume_prefix(volume), key);
+        }
+        if let Ok(parsed) = parse(key) {
+            assert_eq!(parsed.to_string(), key);
+        }
     }
 }

@@ -80,7 +80,7 @@ pub fn check_page(page: &PageRef, refs: &[TLogRef]) -> Result<()> {
 
 /// Input of a fuzzer: raw, and as references with right checksums.
 pub fn fuzz(data: &[u8]) {
-    let _ = decode(data);
+    verify(data);
     let envelope = Envelope {
         kind: ObjectKind::ListPage,
         volume: VolumeId(1),
@@ -90,6 +90,13 @@ pub fn fuzz(data: &[u8]) {
         compat: 0,
     };
     if let Ok((bytes, _)) = envelope::assemble(&envelope, &[], 0, |_| {}, data) {
-        let _ = decode(&bytes);
+        verify(&bytes);
+    }
+}
+
+/// Whatever is read is written the same.
+pub(crate) fn verify(data: &[u8]) {
+    if let Ok((envelope, refs)) = decode(data) {
+        assert!(encode(&envelope, &refs).is_ok_and(|(again, _)| again == data), "{envelope:?} {refs:?}");
     }
 }

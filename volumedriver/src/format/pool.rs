@@ -99,7 +99,7 @@ pub(crate) fn check_cluster(who: &dyn std::fmt::Display, log2: u8) -> Result<()>
 
 /// Input of a fuzzer: raw, and as the body of a block with right checksums.
 pub fn fuzz(data: &[u8]) {
-    let _ = PoolObject::decode(data);
+    check(data);
     let envelope = Envelope {
         kind: ObjectKind::Pool,
         volume: VolumeId(0),
@@ -109,6 +109,14 @@ pub fn fuzz(data: &[u8]) {
         compat: 0,
     };
     if let Ok(block) = envelope.encode(&data[..data.len().min(MAX_BODY)]) {
-        let _ = PoolObject::decode(&block);
+        check(&block);
+    }
+}
+
+/// Whatever is read is written the same.
+pub(crate) fn check(data: &[u8]) {
+    if let (Ok(pool), Ok((envelope, _))) = (PoolObject::decode(data), Envelope::decode(data)) {
+        let again = pool.encode(envelope.writer);
+        assert_eq!(again.and_then(|bytes| PoolObject::decode(&bytes)).ok(), Some(pool));
     }
 }

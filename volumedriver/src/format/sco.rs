@@ -371,12 +371,7 @@ pub fn decode(bytes: &Bytes) -> Result<Sco> {
 /// Input of a fuzzer: raw, and as header and index of an object with right checksums and as many
 /// clusters as it asks for.
 pub fn fuzz(data: &[u8]) {
-    let whole = Bytes::copy_from_slice(data);
-    if let Ok(sco) = decode(&whole) {
-        let _ = sco.verify_clusters();
-    }
-    let _ = decode_head(data);
-    let _ = decode_footer(data, data.len() as u64);
+    check(data);
     let envelope = Envelope {
         kind: ObjectKind::LogSco,
         volume: VolumeId(1),
@@ -390,9 +385,18 @@ pub fn fuzz(data: &[u8]) {
     let slots = Reader::new(&"", index.get(4..).unwrap_or_default()).u32().unwrap_or(0).min(16);
     let area = (slots as usize) << log2;
     let fill = |buf: &mut Vec<u8>| buf.resize(buf.len() + area, 0);
-    if let Ok((bytes, _)) = envelope::assemble(&envelope, body, area, fill, index)
-        && let Ok(sco) = decode(&bytes)
-    {
-        let _ = sco.verify_clusters();
+    if let Ok((bytes, _)) = envelope::assemble(&envelope, body, area, fill, index) {
+        check(&bytes);
     }
+}
+
+/// Whatever is read is written the same.
+pub(crate) fn check(data: &[u8]) {
+    let _ = decode_head(data);
+    let _ = decode_footer(data, data.len() as u64);
+    let Ok(sco) = decode(&Bytes::copy_from_slice(data)) else { return };
+    let _ = sco.verify_clusters();
+    let clusters: Vec<Bytes> = (0..).map_while(|slot| sco.cluster(slot)).collect();
+    let again = encode(&sco.envelope, &sco.header, &sco.index, &clusters);
+    assert!(again.is_ok_and(|again| again == data), "{:?} {:?}", sco.header, sco.index);
 }

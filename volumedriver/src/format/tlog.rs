@@ -6,7 +6,7 @@
 //! fit a block is cut into pieces, and [`decode`] joins them again.
 
 use super::cursor::{Reader, Writer, crc_error, refuse};
-use super::envelope::{self, BLOCK, Envelope, Footer, ObjectKind, ObjectRef, read_kind};
+use super::envelope::{self, BLOCK, Envelope, FOOTER_LEN, Footer, ObjectKind, ObjectRef, read_kind};
 use super::sco::{MAX_SLOTS, ScoId, check_lsns, check_range, read_entry_kind};
 use crate::log::Kind;
 use bytes::Bytes;
@@ -554,9 +554,7 @@ fn join(envelope: &Envelope, block: usize, entries: &mut Vec<TLogEntry>, at: usi
 
 /// Input of a fuzzer: raw, and as header, index and one block with right checksums.
 pub fn fuzz(data: &[u8]) {
-    let _ = decode(data);
-    let _ = decode_head(data);
-    let _ = decode_footer(data, data.len() as u64);
+    check(data);
     let envelope = Envelope {
         kind: ObjectKind::TLog,
         volume: VolumeId(1),
@@ -567,7 +565,7 @@ pub fn fuzz(data: &[u8]) {
     };
     let (body, rest) = data.split_at(data.len().min(48));
     if let Ok((bytes, _)) = envelope::assemble(&envelope, body, 0, |_| {}, rest) {
-        let _ = decode(&bytes);
+        check(&bytes);
     }
     let first_addr = Reader::new(&"", rest).u64().unwrap_or(0);
     let records = (1..=4).filter(|n| n * RECORD <= rest.len()).max().unwrap_or(1) as u32;
@@ -578,6 +576,36 @@ pub fn fuzz(data: &[u8]) {
     index.u8(ObjectKind::LogSco as u8).zeroes(3).u32(1).u64(1).u64(1).u64(8192);
     let fill = |buf: &mut Vec<u8>| buf.extend_from_slice(block);
     if let Ok((bytes, _)) = envelope::assemble(&envelope, body, block.len(), fill, &index.buf) {
-        let _ = decode(&bytes);
+        check(&bytes);
     }
+}
+
+/// Whatever is read is written so that the same is read again; its blocks may be cut elsewhere.
+pub(crate) fn check(data: &[u8]) {
+    let _ = decode_head(data);
+    let _ = decode_footer(data, data.len() as u64);
+    if let Ok((envelope, tlog)) = decode(data) {
+        let again = encode(&envelope, &tlog);
+        assert_eq!(again.and_then(|(bytes, _)| decode(&bytes)).ok(), Some((envelope, tlog)));
+    }
+}
+
+/// The same TLog with right checksums of its blocks, as far as its index can be read: for the fuzzer.
+pub(crate) fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut fixed = bytes.to_vec();
+    let tail = bytes.len().saturating_sub(FOOTER_LEN);
+    let number = |from: usize, n: usize| {
+        let bytes = bytes.get(from..from.checked_add(n)?)?;
+        Some(bytes.iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte)) as usize)
+    };
+    let Some(index) = number(tail + 16, 8).filter(|index| *index < tail) else { return fixed };
+    for i in 0..number(index, 4).unwrap_or(0) {
+        let at = index + 16 + i * BLOCK_REF;
+        let (Some(off), Some(len)) = (number(at + 8, 8), number(at + 16, 4)) else { break };
+        let Some(block) = off.checked_add(len).and_then(|end| bytes.get(off..end)) else { break };
+        if let Some(crc) = fixed.get_mut(at + 20..at + 24) {
+            crc.copy_from_slice(&crc32c(block).to_le_bytes());
+        }
+    }
+    fixed
 }

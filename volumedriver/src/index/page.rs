@@ -118,3 +118,22 @@ impl Page {
         Some(page)
     }
 }
+
+/// Input of a fuzzer: raw, and with a right checksum. What is read is written the same.
+pub(crate) fn fuzz(data: &[u8]) {
+    let mut sealed = data.to_vec();
+    sealed.resize(Page::BYTES as usize, 0);
+    sealed.extend_from_slice(&crc32c(&sealed).to_le_bytes());
+    for bytes in [data, &sealed] {
+        let Some(page) = Page::decode(bytes) else { continue };
+        for at in 0..PAGE_CLUSTERS {
+            if let Mapped::At(location) = page.get(at) {
+                assert_eq!(
+                    Location::new(location.sco(), location.slot(), location.crc()).ok(),
+                    Some(location)
+                );
+            }
+        }
+        assert!(page.encode() == bytes, "a page that is read is written the same");
+    }
+}

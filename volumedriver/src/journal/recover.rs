@@ -10,7 +10,9 @@
 
 use super::JournalSettings;
 use super::record::{EntryHead, Position};
-use super::segment::{Cut, HEADER_BLOCK, JournalLoc, MAX_CUTS, Segment, SegmentHeader, file_name, segno_of};
+use super::segment::{
+    Cut, HEADER_BLOCK, JournalLoc, MAX_CUTS, MAX_NUMBER, Segment, SegmentHeader, file_name, segno_of,
+};
 use super::space::{Slot, Span};
 use super::walk::{Found, Identity, Step, Walk};
 use crate::log::{Crcs, Kind};
@@ -18,6 +20,9 @@ use common::{Disk, DiskFile, Epoch, Error, ErrorKind, Lsn, Result, VolumeId, mut
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
+
+/// How many numbers must be left to go on with: more than any device has writes in its life.
+const ROOM: u64 = 1 << 60;
 
 /// An entry that an earlier process, or this one, appended.
 #[derive(Debug, Clone)]
@@ -317,6 +322,7 @@ async fn find(
             tracing::warn!(file = name, "a file in the write buffer's folder is not a journal segment");
             continue;
         };
+        check_number(&name, "number", segno)?;
         recovery.next_segno = recovery.next_segno.max(segno.saturating_add(1));
         let file = disk.open(&name).await?;
         if file.len() < HEADER_BLOCK {
@@ -364,6 +370,7 @@ async fn find(
             recovery.slots.insert(u64::MAX - segno, unknown(segno, file));
             continue;
         };
+        check_number(&name, "life", id.life)?;
         recovery.next_life = recovery.next_life.max(id.life.saturating_add(1));
         let p = by_process.entry(id.process).or_insert_with(|| Predecessor {
             process: id.process,
@@ -398,6 +405,18 @@ async fn find(
         )));
     }
     Ok(predecessors)
+}
+
+/// Numbers go on from what is found. Near their end the segments of this process would get numbers that nobody
+/// reads again, and what is in them would be lost.
+fn check_number(name: &str, what: &str, number: u64) -> Result<()> {
+    if number < MAX_NUMBER - ROOM {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "journal segment {name} has the {what} {number}, which no journal reaches by counting: \
+         move it out of this folder"
+    )))
 }
 
 fn unknown(segno: u64, file: Arc<dyn DiskFile>) -> Slot {

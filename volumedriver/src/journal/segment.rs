@@ -137,6 +137,17 @@ pub fn fuzz_header(bytes: &[u8]) {
     }
 }
 
+/// The same segment with a right checksum of its header: for the fuzzer.
+pub(super) fn with_checksum(bytes: &[u8]) -> Vec<u8> {
+    let mut fixed = bytes.to_vec();
+    if let Some(block) = fixed.get_mut(..HEADER_BLOCK as usize) {
+        block[CRC_AT..CRC_AT + 4].fill(0);
+        let crc = crc32c(block);
+        block[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+    }
+    fixed
+}
+
 /// The file of segment `segno`.
 pub(super) fn file_name(segno: u64) -> String {
     format!("{segno:016x}")

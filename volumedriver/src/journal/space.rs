@@ -108,7 +108,8 @@ pub(super) struct Prepared {
 #[derive(Default)]
 pub(super) struct VolumeState {
     pub released: Lsn,
-    pub sink: Option<Arc<dyn Sink>>,
+    /// Weak: a volume knows its journal, and would else live as long as that does.
+    pub sink: Option<Weak<dyn Sink>>,
     /// Recovered and not yet asked for.
     pub kept: Option<Kept>,
     /// It was attached before: what there is of it must be looked up again.
@@ -223,7 +224,7 @@ impl Space {
     }
 
     pub fn sinks(&self) -> Vec<Arc<dyn Sink>> {
-        self.volumes.values().filter_map(|v| v.sink.clone()).collect()
+        self.volumes.values().filter_map(|v| v.sink.as_ref()?.upgrade()).collect()
     }
 
     fn can_grow(&self) -> bool {
@@ -271,7 +272,7 @@ impl Journal {
                     "volume {volume} is attached to the write buffer already"
                 )));
             }
-            state.sink = Some(sink);
+            state.sink = Some(Arc::downgrade(&sink));
             state.forgotten = None;
             if !std::mem::replace(&mut state.seen, true) {
                 let kept = state.kept.take();
@@ -518,7 +519,7 @@ impl Journal {
                     }
                 }
             }
-            state.sink.clone()
+            state.sink.as_ref().and_then(Weak::upgrade)
         };
         if let Some(sink) = sink {
             moved.iter().for_each(|m| sink.relocated(m.epoch, m.lsn, m.loc.clone()));
