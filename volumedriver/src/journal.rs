@@ -138,6 +138,7 @@ struct Metrics {
     written: Counter,
     records: Counter,
     batch: Histogram,
+    write_seconds: Histogram,
     syncs: Counter,
     sync_seconds: Histogram,
     free: Gauge,
@@ -150,6 +151,7 @@ impl Metrics {
             written: Counter::default(),
             records: Counter::default(),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
+            write_seconds: Histogram::new(exponential_buckets(1e-6, 4.0, 12)),
             syncs: Counter::default(),
             sync_seconds: Histogram::new(exponential_buckets(16e-6, 2.0, 18)),
             free: Gauge::default(),
@@ -159,6 +161,11 @@ impl Metrics {
         registry.register(name("written_bytes"), "Bytes appended to the write buffer", m.written.clone());
         registry.register(name("records"), "Records appended to the write buffer", m.records.clone());
         registry.register(name("record_entries"), "Entries in one record", m.batch.clone());
+        registry.register(
+            name("write_seconds"),
+            "Time that appending a record took",
+            m.write_seconds.clone(),
+        );
         registry.register(name("syncs"), "fdatasync calls of group commits", m.syncs.clone());
         registry.register(name("sync_seconds"), "Time that a group commit took", m.sync_seconds.clone());
         registry.register(name("free_segments"), "Segments ready to be written", m.free.clone());

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use tests::nbd::{Client, Endpoint, FUA};
 use tests::reference::Reference;
 use tests::router::{Config, Router};
 use tests::time::Stopwatch;
-use tests::tools::{command, cpu_seconds, need, run, run_within, scratch, written_bytes};
+use tests::tools::{command, cpu_seconds, free_port, need, run, run_within, scratch, written_bytes};
 
 #[derive(Parser)]
 #[command(about = "Benchmarks against nbdkit and qemu-nbd, interleaved in one run")]
@@ -29,6 +30,9 @@ struct Options {
     /// Only workloads whose name holds this
     #[arg(long)]
     only: Option<String>,
+    /// How the clients connect: unix or tcp
+    #[arg(long, default_value = "unix", value_parser = ["unix", "tcp"])]
+    transport: String,
     /// Only our server, as for a profile
     #[arg(long)]
     alone: bool,
@@ -46,7 +50,16 @@ struct Workload {
     block: &'static str,
     depth: u32,
     jobs: u32,
-    durable: bool,
+    /// A flush after so many writes of each job; 0 for none.
+    fsync: u32,
+    /// Writes with FUA, by the harness's own client: fio's sends none.
+    fua: bool,
+}
+
+impl Workload {
+    fn is_durable(&self) -> bool {
+        self.fsync > 0 || self.fua
+    }
 }
 
 const fn workload(
@@ -56,7 +69,7 @@ const fn workload(
     depth: u32,
     jobs: u32,
 ) -> Workload {
-    Workload { name, pattern, block, depth, jobs, durable: false }
+    Workload { name, pattern, block, depth, jobs, fsync: 0, fua: false }
 }
 
 const WORKLOADS: &[Workload] = &[
@@ -66,13 +79,17 @@ const WORKLOADS: &[Workload] = &[
     workload("4k read QD32 x 4", "randread", "4k", 32, 4),
     workload("1M write QD8", "write", "1M", 8, 1),
     workload("1M read QD8", "read", "1M", 8, 1),
-    Workload { durable: true, ..workload("4k durable QD1", "randwrite", "4k", 1, 1) },
-    Workload { durable: true, ..workload("4k durable x 8", "randwrite", "4k", 1, 8) },
+    Workload { fsync: 1, ..workload("4k write+flush QD1", "randwrite", "4k", 1, 1) },
+    Workload { fua: true, ..workload("4k FUA QD1", "randwrite", "4k", 1, 1) },
+    Workload { fsync: 1, ..workload("4k write+flush x 8", "randwrite", "4k", 1, 8) },
+    Workload { fsync: 32, ..workload("4k QD32 x 4, flush/32", "randwrite", "4k", 32, 4) },
 ];
 
 struct Server {
     name: &'static str,
     uri: String,
+    endpoint: Endpoint,
+    export: &'static str,
     pid: u32,
 }
 
@@ -100,37 +117,62 @@ fn main() -> Result<()> {
         Ok(path)
     };
     let (first, second) = (image("nbdkit.img")?, image("qemu.img")?);
-    let memory = Reference::nbdkit(folder.path(), &["memory", &format!("{}M", options.size_mib)])?;
-    let file = Reference::nbdkit(folder.path(), &["file", &first.display().to_string()])?;
-    let qemu = Reference::qemu_nbd(folder.path(), &second)?;
-    let ours = |router: &Router| Server { name: "storagerouter", uri: router.uri("p/v"), pid: router.pid() };
+    let tcp = options.transport == "tcp";
+    let place = |name: &str| -> Result<Endpoint> {
+        Ok(match tcp {
+            true => Endpoint::Tcp(format!("127.0.0.1:{}", free_port()?)),
+            false => Endpoint::Unix(folder.path().join(name)),
+        })
+    };
+    let nbdkit =
+        |name: &str, arguments: &[&str]| Reference::nbdkit_at(folder.path(), place(name)?, arguments);
+    let memory = nbdkit("memory.sock", &["memory", &format!("{}M", options.size_mib)])?;
+    let file = nbdkit("file.sock", &["file", &first.display().to_string()])?;
+    let null = nbdkit("null.sock", &["null", &format!("{}M", options.size_mib)])?;
+    let qemu = Reference::qemu_nbd_at(folder.path(), place("qemu.sock")?, &second)?;
+    let ours = |router: &Router| Server {
+        name: "storagerouter",
+        uri: if tcp { router.uri("p/v") } else { router.unix_uri("p/v") },
+        endpoint: if tcp { router.endpoint() } else { Endpoint::Unix(router.socket()) },
+        export: "p/v",
+        pid: router.pid(),
+    };
+    let theirs = |name, server: &Reference| Server {
+        name,
+        uri: server.uri(),
+        endpoint: server.endpoint(),
+        export: "x",
+        pid: server.pid(),
+    };
     let mut servers: Vec<Server> = router.iter().map(ours).collect();
     if !options.alone {
         for (name, server) in [("nbdkit memory", &memory), ("nbdkit file", &file), ("qemu-nbd raw", &qemu)] {
-            servers.push(Server { name, uri: server.uri(), pid: server.pid() });
+            servers.push(theirs(name, server));
         }
     }
+    let null = theirs("nbdkit null", &null);
     let chosen =
         |workload: &&Workload| options.only.as_ref().is_none_or(|only| workload.name.contains(only.as_str()));
     let workloads: Vec<&Workload> = WORKLOADS.iter().filter(chosen).collect();
     let total = (workloads.len() * servers.len() * options.runs) as u64 * (options.seconds + 1);
     println!(
-        "{} runs of {} s, disk of {size}: about {} minutes",
+        "{} runs of {} s over {}, disk of {size}, write buffer as by default: about {} minutes",
         options.runs,
         options.seconds,
+        options.transport,
         total / 60 + 1
     );
     for server in &servers {
         fill(server, options.size_mib).with_context(|| format!("filling {}", server.name))?;
     }
     let mut samples = vec![vec![Vec::new(); servers.len()]; workloads.len()];
-    let mut baseline = Vec::new();
+    let mut limits = Limits::default();
     for _ in 0..options.runs {
         for (row, workload) in workloads.iter().enumerate() {
+            if workload.is_durable() {
+                limits.measure(workload, &null, &options, folder.path())?;
+            }
             for (column, server) in servers.iter().enumerate() {
-                if workload.durable && column == 0 {
-                    baseline.push(flushes_per_second(folder.path())?);
-                }
                 let sample = measure(workload, server, &options);
                 let sample = sample.with_context(|| format!("{} on {}", workload.name, server.name))?;
                 samples[row][column].push(sample);
@@ -141,11 +183,8 @@ fn main() -> Result<()> {
     }
     println!("\n");
     print(&workloads, &servers, &samples);
-    if !baseline.is_empty() {
-        println!(
-            "\nflush baseline: 4 KiB write + fdatasync on this disk, no server: {:.0}/s",
-            median(&mut baseline)
-        );
+    if router.is_some() {
+        limits.print(&workloads, &samples);
     }
     drop(router);
     Ok(())
@@ -182,7 +221,93 @@ fn fill(server: &Server, size_mib: u64) -> Result<()> {
     run("fio", arguments).map(drop)
 }
 
+/// What no server can beat: a flush of this disk, and the round trip of a server that does nothing.
+#[derive(Default)]
+struct Limits {
+    /// Microseconds of pwrite and fdatasync on a preallocated, zero-filled file, p50.
+    flush: Vec<f64>,
+    /// Microseconds of a write to nbdkit null by fio, p50.
+    trip: Vec<f64>,
+    /// The same by the harness's own client.
+    own_trip: Vec<f64>,
+}
+
+impl Limits {
+    fn measure(
+        &mut self,
+        workload: &Workload,
+        null: &Server,
+        options: &Options,
+        folder: &Path,
+    ) -> Result<()> {
+        self.flush.push(flush_time(folder)?);
+        let plain = Workload { fsync: 0, ..*workload };
+        match workload.fua {
+            true => self.own_trip.push(measure_fua(null, options, 0)?.p50),
+            false if workload.jobs == 1 => self.trip.push(measure(&plain, null, options)?.p50),
+            false => {}
+        }
+        Ok(())
+    }
+
+    fn print(mut self, workloads: &[&Workload], samples: &[Vec<Vec<Sample>>]) {
+        if self.flush.is_empty() {
+            return;
+        }
+        let flush = median(&mut self.flush);
+        println!("\nF, 4 KiB pwrite + fdatasync on this disk without a server, p50: {flush:.0} us");
+        for (workload, row) in workloads.iter().zip(samples).filter(|(w, _)| w.is_durable() && w.jobs == 1) {
+            let Some(ours) = row.first() else { continue };
+            let trip = if workload.fua { median(&mut self.own_trip) } else { median(&mut self.trip) };
+            let trips = if workload.fua { 1.0 } else { 2.0 };
+            let bound = 1e6 / (flush + trips * trip);
+            let ours = middle(ours, |sample| sample.ops);
+            println!(
+                "{}: 1/(F + {trips}R) with R = {trip:.1} us is {bound:.0}/s; ours is {ours:.0}/s = {:.2} of it",
+                workload.name,
+                ours / bound
+            );
+        }
+    }
+}
+
+/// Writes one at a time with these flags, by the harness's own client.
+fn measure_fua(server: &Server, options: &Options, flags: u16) -> Result<Sample> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (cpu, written) = (cpu_seconds(server.pid)?, written_bytes(server.pid)?);
+    let mut times: Vec<f64> = Vec::new();
+    let seconds = runtime.block_on(async {
+        let client = Client::connect(&server.endpoint, server.export).await?;
+        let (data, blocks) = (vec![7; 4096], client.size() / 4096);
+        let watch = Stopwatch::start();
+        while !watch.past(options.seconds) {
+            let one = Stopwatch::start();
+            client.write(fastrand::u64(..blocks) * 4096, &data, flags).await?;
+            times.push(one.seconds() * 1e6);
+        }
+        let seconds = watch.seconds();
+        client.disconnect().await?;
+        anyhow::Ok(seconds)
+    })?;
+    let (cpu, written) = (cpu_seconds(server.pid)? - cpu, written_bytes(server.pid)? - written);
+    let count = times.len() as f64;
+    times.sort_by(f64::total_cmp);
+    let percentile = |p: f64| times.get((count * p) as usize).copied().unwrap_or(f64::NAN);
+    Ok(Sample {
+        ops: count / seconds,
+        megabytes: count * 4096.0 / seconds / 1e6,
+        p50: percentile(0.5),
+        p99: percentile(0.99),
+        p999: percentile(0.999),
+        cpu_per_op: cpu * 1e6 / count,
+        written_per_byte: written as f64 / (count * 4096.0),
+    })
+}
+
 fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sample> {
+    if workload.fua {
+        return measure_fua(server, options, FUA);
+    }
     let mut fio = command("fio");
     fio.args([
         "--name=j",
@@ -197,9 +322,9 @@ fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sa
     fio.arg(format!("--bs={}", workload.block)).arg(format!("--iodepth={}", workload.depth));
     fio.arg(format!("--numjobs={}", workload.jobs)).arg(format!("--runtime={}", options.seconds));
     fio.arg(format!("--size={}M", options.size_mib));
-    if workload.durable {
+    if workload.fsync > 0 {
         // fio's nbd engine fails after one request with --fdatasync; --fsync works.
-        fio.arg("--fsync=1");
+        fio.arg(format!("--fsync={}", workload.fsync));
     }
     let (cpu, written) = (cpu_seconds(server.pid)?, written_bytes(server.pid)?);
     let said = run_within(options.seconds + 60, fio)?.ok()?.stdout;
@@ -228,19 +353,20 @@ fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sa
     })
 }
 
-/// What the disk can do without any server.
-fn flushes_per_second(folder: &Path) -> Result<f64> {
+/// Microseconds of a 4 KiB write and fdatasync on this disk, p50, without any server.
+fn flush_time(folder: &Path) -> Result<f64> {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::create(folder.join("baseline"))?;
     file.write_all_at(&vec![0; 16 << 20], 0)?;
     file.sync_all()?;
-    let (watch, mut count) = (Stopwatch::start(), 0u64);
+    let (watch, mut times) = (Stopwatch::start(), Vec::new());
     while watch.seconds() < 0.5 {
-        file.write_all_at(&[1; 4096], (count * 4096) % (16 << 20))?;
+        let one = Stopwatch::start();
+        file.write_all_at(&[1; 4096], (times.len() as u64 * 4096) % (16 << 20))?;
         file.sync_data()?;
-        count += 1;
+        times.push(one.seconds() * 1e6);
     }
-    Ok(count as f64 / watch.seconds())
+    Ok(median(&mut times))
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -258,7 +384,7 @@ fn middle(samples: &[Sample], pick: fn(&Sample) -> f64) -> f64 {
 
 fn print(workloads: &[&Workload], servers: &[Server], samples: &[Vec<Vec<Sample>>]) {
     println!(
-        "{:<18} {:<14} {:>9} {:>17} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>7}",
+        "{:<22} {:<14} {:>9} {:>17} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>7}",
         "workload",
         "server",
         "ops/s",
@@ -277,7 +403,7 @@ fn print(workloads: &[&Workload], servers: &[Server], samples: &[Vec<Vec<Sample>
             let mut ops: Vec<f64> = runs.iter().map(|sample| sample.ops).collect();
             let centre = median(&mut ops);
             println!(
-                "{:<18} {:<14} {:>9.0} {:>17} {:>8.1} {:>8.0} {:>8.0} {:>8.0} {:>9.1} {:>9.2} {:>7.2}",
+                "{:<22} {:<14} {:>9.0} {:>17} {:>8.1} {:>8.0} {:>8.0} {:>8.0} {:>9.1} {:>9.2} {:>7.2}",
                 workload.name,
                 server.name,
                 centre,

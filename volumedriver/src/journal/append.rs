@@ -346,10 +346,12 @@ impl Appender {
         if pad > 0 {
             parts.push(Bytes::from_static(&ZEROES[..pad]));
         }
+        let written_from = journal.clock.now();
         match active.segment.file.write_at(page, parts).await {
             Err(_) if mutant::is_on("failed-write-ignored") => {}
             outcome => outcome?,
         }
+        journal.metrics.write_seconds.observe((journal.clock.now() - written_from).as_secs_f64());
         if pad > 0 {
             parts.pop();
         }

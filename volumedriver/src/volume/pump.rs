@@ -202,12 +202,16 @@ impl Pump {
         self.next_sco += 1;
         let resized = plan.controls.iter().any(|(kind, ..)| *kind == Kind::Resize);
         let committed_sco = id.number - 1 - self.uploads.len() as u64;
+        let begin = shared.clock.now();
         let (sco, bytes) = build(&shared, id, self.writer, committed_sco, plan).await?;
+        shared.metrics.stages.seal.done(&*shared.clock, begin);
         tracing::debug!(volume = %shared.id, sco = %id, lsn = %sco.lsn_hi, bytes = sco.len, "sealed");
         self.uploads.push_back(Upload { sco, resized, done: false });
         self.tasks.spawn(async move {
             let key = keys::sco_key(shared.id, id);
+            let begin = shared.clock.now();
             let put = shared.persist_put(&format!("uploading '{key}'"), &key, &bytes).await;
+            shared.metrics.stages.upload.done(&*shared.clock, begin);
             drop(slot);
             (id, put)
         });
@@ -239,6 +243,7 @@ impl Pump {
             return Ok(());
         }
         let shared = self.shared.clone();
+        let begin = shared.clock.now();
         if !mutant::is_on("no-look-before-commit") {
             shared.persist("looking for a newer Manifest", || self.chain.look()).await?;
         }
@@ -259,6 +264,7 @@ impl Pump {
             tracing::debug!(volume = %shared.id, sco = %sco.id, committed = %sco.lsn_hi, "committed");
             self.tail.push(sco);
         }
+        shared.metrics.stages.commit.done(&*shared.clock, begin);
         if shared.index.checkpoint_due() {
             let committed = shared.core.lock().frontiers().committed;
             shared

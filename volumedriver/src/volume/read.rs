@@ -125,7 +125,9 @@ impl Shared {
         offset: u64,
         crcs: &[u32],
     ) -> Result<Bytes> {
+        let begin = self.clock.now();
         let data = loc.read(offset, crcs.len() * self.cluster as usize).await?;
+        self.metrics.stages.read_journal.done(&*self.clock, begin);
         self.verify(addr, &data, crcs, || format!("the journal's entry {lsn} of volume {}", self.id))?;
         Ok(data)
     }
@@ -169,7 +171,9 @@ impl Shared {
         let range = from..from + len;
         // A store that is away is waited for: the client sees latency, not an error.
         let what = format!("reading '{key}'");
+        let begin = self.clock.now();
         let data = self.persist(&what, || self.store.get_range(&key, range.clone())).await?;
+        self.metrics.stages.read_backend.done(&*self.clock, begin);
         self.metrics.backend_reads.inc();
         self.metrics.backend_read_bytes.inc_by(len);
         self.verify(fetch.addr, &data, &fetch.crcs, || format!("object '{key}' at byte {from}"))?;
