@@ -36,6 +36,10 @@ use common::clock::SystemClock;
 use std::future::Future;
 use std::process::ExitCode;
 
+/// Payloads are taken by one thread and given back by another, thousands of times a second.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // clap ends the process itself: 0 for help and version, 2 for what it can't read.
     let cli = Cli::parse();

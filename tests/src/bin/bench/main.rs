@@ -5,6 +5,8 @@
 
 #![allow(clippy::disallowed_methods)]
 
+mod special;
+
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::io::Write;
@@ -33,6 +35,9 @@ struct Options {
     /// How the clients connect: unix or tcp
     #[arg(long, default_value = "unix", value_parser = ["unix", "tcp"])]
     transport: String,
+    /// Instead of the workloads: restart, journal or map
+    #[arg(long, value_parser = ["restart", "journal", "map"])]
+    special: Option<String>,
     /// Only our server, as for a profile
     #[arg(long)]
     alone: bool,
@@ -109,6 +114,12 @@ fn main() -> Result<()> {
     let options = Options::parse();
     need(&["fio", "nbdkit", "qemu-nbd"])?;
     let folder = scratch("bench")?;
+    match options.special.as_deref() {
+        Some("restart") => return special::restart(folder.path()),
+        Some("journal") => return special::journal_bytes(folder.path()),
+        Some(_) => return special::map_memory(folder.path()),
+        None => {}
+    }
     let size = format!("{}MiB", options.size_mib);
     let router = if options.peers { None } else { Some(start(&options, folder.path(), &size)?) };
     let image = |name: &str| -> Result<PathBuf> {

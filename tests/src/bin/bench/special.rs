@@ -1,0 +1,136 @@
+//! Figures that are no rates: the time of a restart, bytes in the write buffer, memory for the map.
+
+use anyhow::{Context, Result, ensure};
+use std::path::Path;
+use tests::router::{Config, Router};
+use tests::time::Stopwatch;
+use tests::tools::{command, run_within};
+
+/// The value of a counter or gauge in `/metrics`.
+fn metric(router: &Router, name: &str) -> Result<f64> {
+    let (_, text) = router.get("/metrics")?;
+    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok());
+    value.with_context(|| format!("no metric {name}"))
+}
+
+fn router(folder: &Path, settings: &[&str], size: &str) -> Result<Router> {
+    let mut config = Config::new(&folder.join("data"))?;
+    for setting in settings {
+        config = config.set(setting);
+    }
+    let router = Router::start(config)?;
+    let pool = folder.join("pool").display().to_string();
+    router.cli(&["vpool", "create", "p", "--backend", "directory", "--path", &pool])?;
+    router.cli(&["vdisk", "create", "v", "--vpool", "p", "--size", size])?;
+    Ok(router)
+}
+
+/// Writes with fio; the arguments say what.
+fn write(router: &Router, arguments: &[&str]) -> Result<()> {
+    let mut fio = command("fio");
+    fio.args(["--name=w", "--ioengine=nbd", "--thread", "--group_reporting"]);
+    fio.arg(format!("--uri={}", router.unix_uri("p/v"))).args(arguments);
+    run_within(300, fio)?.ok().map(drop)
+}
+
+/// Kills the router with 1 GiB in the write buffer that the backend never took, and measures from its
+/// start to its first answered read.
+pub fn restart(folder: &Path) -> Result<()> {
+    let mut router = router(folder, &["volumedriver.buffer_mib=512"], "4GiB")?;
+    // A directory store that is not there takes nothing, and says so.
+    let (pool, aside) = (folder.join("pool"), folder.join("aside"));
+    std::fs::rename(&pool, &aside)?;
+    write(
+        &router,
+        &["--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=4G", "--io_size=1G", "--norandommap"],
+    )?;
+    router.kill9()?;
+    std::fs::rename(&aside, &pool)?;
+    let watch = Stopwatch::start();
+    router.start_again()?;
+    let up = watch.seconds();
+    let mut fio = command("qemu-io");
+    fio.args(["-f", "raw", "-r", "-c", "read 0 4k"]).arg(router.unix_uri("p/v"));
+    run_within(120, fio)?.ok()?;
+    println!(
+        "restart with 1 GiB of 4 KiB writes unsealed: ready after {up:.2} s, first read after {:.2} s",
+        watch.seconds()
+    );
+    Ok(())
+}
+
+/// Bytes appended to the write buffer per byte of the client.
+pub fn journal_bytes(folder: &Path) -> Result<()> {
+    let router = router(folder, &[], "1GiB")?;
+    let written = "storagerouter_volumedriver_journal_written_bytes_total";
+    for (depth, jobs) in [("1", "1"), ("32", "1"), ("32", "4")] {
+        let before = metric(&router, written)?;
+        let client = "storagerouter_edge_payload_bytes_total{direction=\"write\"}";
+        let client_before = metric(&router, client)?;
+        write(
+            &router,
+            &[
+                "--rw=randwrite",
+                "--bs=4k",
+                "--size=1G",
+                "--time_based",
+                "--runtime=3",
+                "--norandommap",
+                &format!("--iodepth={depth}"),
+                &format!("--numjobs={jobs}"),
+            ],
+        )?;
+        let bytes = (metric(&router, written)? - before) / (metric(&router, client)? - client_before);
+        println!("write buffer bytes per client byte, 4 KiB QD{depth} x {jobs}: {bytes:.3}");
+    }
+    Ok(())
+}
+
+/// Memory that the map of 1 GiB of randomly written 4 KiB clusters takes.
+pub fn map_memory(folder: &Path) -> Result<()> {
+    for cap in [256, 64] {
+        let folder = folder.join(format!("cap{cap}"));
+        std::fs::create_dir_all(&folder)?;
+        let index = format!("volumedriver.index_cache_mib={cap}");
+        let small = [
+            "volumedriver.buffer_mib=16",
+            "volumedriver.read_cache_mib=1",
+            "volumedriver.journal_mib=1024",
+            &index,
+        ];
+        let router = router(&folder, &small, "16GiB")?;
+        let write_all = |offset: &str, size: &str| {
+            write(
+                &router,
+                &[
+                    "--rw=randwrite",
+                    "--bs=4k",
+                    "--iodepth=32",
+                    &format!("--size={size}"),
+                    &format!("--offset={offset}"),
+                ],
+            )?;
+            router.cli(&["vdisk", "drain", "p/v"])?;
+            resident(router.pid())
+        };
+        // What the first writes take for buffers and threads is not the map's.
+        let before = write_all("15G", "1G")?;
+        let after = write_all("0", "4G")?;
+        let per_gib = (after as f64 - before as f64) / 4.0 / f64::from(1 << 20);
+        println!(
+            "memory per GiB of randomly mapped 4 KiB, index cache {cap} MiB: {per_gib:.1} MiB (resident {} MiB)",
+            after >> 20
+        );
+    }
+    Ok(())
+}
+
+/// Resident bytes of a process.
+fn resident(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
+    ensure!(kib > 0, "no resident memory");
+    Ok(kib << 10)
+}
