@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::object::{Listing, ObjectStore, Precondition};
 use common::{Clock, Error, ErrorKind, Result};
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ use std::sync::Arc;
 
 /// File names of Linux have at most this many bytes.
 const MAX_PART_BYTES: usize = 255;
+
+/// Pieces that one `writev` takes (`IOV_MAX`).
+const MAX_SLICES: usize = 1024;
 
 /// A folder of the local machine, as an object store.
 pub struct DirectoryStore {
@@ -132,10 +135,10 @@ impl Inner {
         )))
     }
 
-    fn put(&self, key: &str, data: &[u8], precondition: Precondition) -> Result<()> {
+    fn put(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
         let path = self.path(key)?;
         let temp = self.temp.next();
-        let outcome = self.write(&temp, data).and_then(|()| self.name(&temp, &path, key, precondition));
+        let outcome = self.write(&temp, parts).and_then(|()| self.name(&temp, &path, key, precondition));
         // After a rename it is gone already; otherwise it is of no use, whatever happened.
         if let Err(e) = std::fs::remove_file(&temp)
             && e.kind() != std::io::ErrorKind::NotFound
@@ -164,9 +167,21 @@ impl Inner {
         }
     }
 
-    fn write(&self, temp: &Path, data: &[u8]) -> std::io::Result<()> {
+    fn write(&self, temp: &Path, parts: &[Bytes]) -> std::io::Result<()> {
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
-        file.write_all(data)?;
+        for group in parts.chunks(MAX_SLICES) {
+            let mut slices: Vec<IoSlice<'_>> = group.iter().map(|part| IoSlice::new(part)).collect();
+            let mut rest = &mut slices[..];
+            IoSlice::advance_slices(&mut rest, 0);
+            while !rest.is_empty() {
+                match file.write_vectored(rest) {
+                    Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                    Ok(n) => IoSlice::advance_slices(&mut rest, n),
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
         file.sync_all()
     }
 
@@ -263,8 +278,12 @@ impl Inner {
 #[async_trait]
 impl ObjectStore for DirectoryStore {
     async fn put(&self, key: &str, data: Bytes, precondition: Precondition) -> Result<()> {
-        let key = key.to_string();
-        self.blocking(move |inner| inner.put(&key, &data, precondition)).await
+        self.put_parts(key, &[data], precondition).await
+    }
+
+    async fn put_parts(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+        let (key, parts) = (key.to_string(), parts.to_vec());
+        self.blocking(move |inner| inner.put(&key, &parts, precondition)).await
     }
 
     async fn get(&self, key: &str) -> Result<Bytes> {

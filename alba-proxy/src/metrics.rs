@@ -172,6 +172,13 @@ impl<S: ObjectStore> ObjectStore for Metered<S> {
         Ok(())
     }
 
+    async fn put_parts(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        self.count(&self.put, self.inner.put_parts(key, parts, precondition)).await?;
+        self.bytes_put.inc_by(len);
+        Ok(())
+    }
+
     async fn get(&self, key: &str) -> Result<Bytes> {
         let data = self.count(&self.get, self.inner.get(key)).await?;
         self.bytes_got.inc_by(data.len() as u64);

@@ -45,6 +45,11 @@ pub trait ObjectStore: Send + Sync {
     /// Puts a whole object; when it returns, the object is durable.
     async fn put(&self, key: &str, data: Bytes, precondition: Precondition) -> Result<()>;
 
+    /// As [`ObjectStore::put`], of an object that lies in memory in pieces.
+    async fn put_parts(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+        self.put(key, parts.concat().into(), precondition).await
+    }
+
     /// The whole object.
     async fn get(&self, key: &str) -> Result<Bytes>;
 

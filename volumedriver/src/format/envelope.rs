@@ -389,8 +389,29 @@ pub(crate) fn read_kind(r: &mut Reader<'_>) -> Result<ObjectKind> {
     })
 }
 
-/// Puts an object together: first block, what `middle` appends, `index`, footer. One allocation when
-/// `middle_len` is right.
+/// What lies around the `middle_len` bytes in the middle of an object: first block; index and footer.
+pub(crate) fn frame(
+    envelope: &Envelope,
+    body: &[u8],
+    middle_len: usize,
+    index: &[u8],
+) -> Result<(Bytes, Bytes, ObjectRef)> {
+    let block = envelope.encode(body)?;
+    let header_crc = Reader::new(envelope, &block[CRC_AT..]).u32()?;
+    let index_off = (block.len() + middle_len) as u64;
+    let total_len = index_off + (index.len() + FOOTER_LEN) as u64;
+    let index_crc = crc32c(index);
+    let (kind, index_len) = (envelope.kind, index.len() as u64);
+    let footer = Footer { kind, index_off, index_len, index_crc, header_crc, total_len };
+    let mut end = Vec::with_capacity(index.len() + FOOTER_LEN);
+    end.extend_from_slice(index);
+    end.extend_from_slice(&footer.encode());
+    let (epoch, number) = (envelope.epoch, envelope.number);
+    let reference = ObjectRef { kind, epoch, number, len: total_len, index_crc };
+    Ok((Bytes::copy_from_slice(&block), Bytes::from(end), reference))
+}
+
+/// Puts an object together: first block, the `middle_len` bytes that `middle` appends, `index`, footer.
 pub(crate) fn assemble(
     envelope: &Envelope,
     body: &[u8],
@@ -398,31 +419,11 @@ pub(crate) fn assemble(
     middle: impl FnOnce(&mut Vec<u8>),
     index: &[u8],
 ) -> Result<(Bytes, ObjectRef)> {
-    let block = envelope.encode(body)?;
-    let header_crc = Reader::new(envelope, &block[CRC_AT..]).u32()?;
-    let mut buf = Vec::with_capacity(BLOCK + middle_len + index.len() + FOOTER_LEN);
+    let (block, end, reference) = frame(envelope, body, middle_len, index)?;
+    let mut buf = Vec::with_capacity(reference.len as usize);
     buf.extend_from_slice(&block);
     middle(&mut buf);
-    let index_off = buf.len() as u64;
-    buf.extend_from_slice(index);
-    let total_len = (buf.len() + FOOTER_LEN) as u64;
-    let index_crc = crc32c(index);
-    let footer = Footer {
-        kind: envelope.kind,
-        index_off,
-        index_len: index.len() as u64,
-        index_crc,
-        header_crc,
-        total_len,
-    };
-    buf.extend_from_slice(&footer.encode());
-    let reference = ObjectRef {
-        kind: envelope.kind,
-        epoch: envelope.epoch,
-        number: envelope.number,
-        len: total_len,
-        index_crc,
-    };
+    buf.extend_from_slice(&end);
     Ok((Bytes::from(buf), reference))
 }
 

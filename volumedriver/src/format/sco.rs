@@ -307,8 +307,8 @@ pub fn encode(
     envelope: &Envelope,
     header: &ScoHeader,
     index: &ScoIndex,
-    clusters: &[Bytes],
-) -> Result<Bytes> {
+    clusters: Vec<Bytes>,
+) -> Result<Vec<Bytes>> {
     envelope::check_kind(envelope, &KINDS)?;
     header.check(envelope).map_err(refuse)?;
     let area: usize = clusters.iter().map(Bytes::len).sum();
@@ -324,11 +324,11 @@ pub(super) fn encode_unchecked(
     envelope: &Envelope,
     header: &ScoHeader,
     index: &ScoIndex,
-    clusters: &[Bytes],
-) -> Result<Bytes> {
+    clusters: Vec<Bytes>,
+) -> Result<Vec<Bytes>> {
     let area: usize = clusters.iter().map(Bytes::len).sum();
-    let fill = |buf: &mut Vec<u8>| clusters.iter().for_each(|c| buf.extend_from_slice(c));
-    Ok(envelope::assemble(envelope, &header.write(), area, fill, &index.write())?.0)
+    let (first, end, _) = envelope::frame(envelope, &header.write(), area, &index.write())?;
+    Ok(std::iter::once(first).chain(clusters).chain([end]).collect())
 }
 
 /// What the first block says.
@@ -397,6 +397,6 @@ pub(crate) fn check(data: &[u8]) {
     let Ok(sco) = decode(&Bytes::copy_from_slice(data)) else { return };
     let _ = sco.verify_clusters();
     let clusters: Vec<Bytes> = (0..).map_while(|slot| sco.cluster(slot)).collect();
-    let again = encode(&sco.envelope, &sco.header, &sco.index, &clusters);
-    assert!(again.is_ok_and(|again| again == data), "{:?} {:?}", sco.header, sco.index);
+    let again = encode(&sco.envelope, &sco.header, &sco.index, clusters);
+    assert!(again.is_ok_and(|again| again.concat() == data), "{:?} {:?}", sco.header, sco.index);
 }

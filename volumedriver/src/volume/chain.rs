@@ -49,7 +49,8 @@ impl Chain {
     /// Puts the first Manifest of a new volume. It stays while the volume exists, as each epoch's first does.
     pub async fn create(store: &Arc<dyn ObjectStore>, first: Manifest) -> Result<Chain> {
         let bytes = first.encode()?;
-        put_own(&**store, &keys::manifest_key(first.volume, first.number), &bytes).await?;
+        put_own(&**store, &keys::manifest_key(first.volume, first.number), std::slice::from_ref(&bytes))
+            .await?;
         Ok(Chain { store: store.clone(), crc: manifest_crc(&bytes), current: first })
     }
 
@@ -71,7 +72,8 @@ impl Chain {
     /// after any other error, its outcome is unknown.
     pub async fn put(&mut self, next: Manifest) -> Result<()> {
         let bytes = next.encode()?;
-        put_own(&*self.store, &keys::manifest_key(next.volume, next.number), &bytes).await?;
+        put_own(&*self.store, &keys::manifest_key(next.volume, next.number), std::slice::from_ref(&bytes))
+            .await?;
         self.crc = manifest_crc(&bytes);
         self.current = next;
         Ok(())

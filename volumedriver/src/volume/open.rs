@@ -85,7 +85,7 @@ pub(crate) async fn open(
         next_object += 1;
         let name = ScoId { epoch, number: next_object };
         let (object, named) = tlogs::encode(id, name, fenced.writer, &tlog)?;
-        super::persist::put_own(&*store, &object.key, &object.bytes).await?;
+        super::persist::put_own(&*store, &object.key, &[object.bytes]).await?;
         set.push(named);
     }
     let index = load_index(home, &store, id, &set, covered).await?;
@@ -167,7 +167,7 @@ async fn finish(
         (epoch, *next_object)
     })?;
     for page in &pages {
-        super::persist::put_own(&*shared.store, &page.key, &page.bytes).await?;
+        super::persist::put_own(&*shared.store, &page.key, std::slice::from_ref(&page.bytes)).await?;
     }
     let key = keys::manifest_key(shared.id, cut.number);
     if mutant::is_on("serves-before-the-cut") {

@@ -70,18 +70,18 @@ const REREADS: usize = 2;
 
 /// Puts an object that nobody else may have put: one that is there already with the same bytes
 /// is ours, its reply was lost. `Conflict` when other bytes are there.
-pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, data: &Bytes) -> Result<()> {
+pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, parts: &[Bytes]) -> Result<()> {
     let precondition = match mutant::is_on("put-overwrites") {
         true => Precondition::None,
         false => Precondition::IfAbsent,
     };
-    match store.put(key, data.clone(), precondition).await {
+    match store.put_parts(key, parts, precondition).await {
         Err(error) if error.kind == ErrorKind::Unavailable && mutant::is_on("lost-put-counts") => Ok(()),
         Err(error) if error.kind == ErrorKind::Conflict && mutant::is_on("own-reply-lost-is-an-error") => {
             Err(error)
         }
         Err(error) if error.kind == ErrorKind::Conflict => match store.get(key).await {
-            Ok(there) if there == *data => Ok(()),
+            Ok(there) if there == parts.concat() => Ok(()),
             Ok(_) => Err(error),
             // Between the two somebody deleted it, or the store does not keep its word: ask again.
             Err(e) if e.kind == ErrorKind::NotFound => {
@@ -132,7 +132,7 @@ impl Shared {
     }
 
     /// Puts an object of ours, for as long as it takes.
-    pub async fn persist_put(&self, what: &str, key: &str, data: &Bytes) -> Result<()> {
-        self.persist(what, || put_own(&*self.store, key, data)).await
+    pub async fn persist_put(&self, what: &str, key: &str, parts: &[Bytes]) -> Result<()> {
+        self.persist(what, || put_own(&*self.store, key, parts)).await
     }
 }

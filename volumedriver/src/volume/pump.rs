@@ -203,14 +203,14 @@ impl Pump {
         let resized = plan.controls.iter().any(|(kind, ..)| *kind == Kind::Resize);
         let committed_sco = id.number - 1 - self.uploads.len() as u64;
         let begin = shared.clock.now();
-        let (sco, bytes) = build(&shared, id, self.writer, committed_sco, plan).await?;
+        let (sco, parts) = build(&shared, id, self.writer, committed_sco, plan).await?;
         shared.metrics.stages.seal.done(&*shared.clock, begin);
         tracing::debug!(volume = %shared.id, sco = %id, lsn = %sco.lsn_hi, bytes = sco.len, "sealed");
         self.uploads.push_back(Upload { sco, resized, done: false });
         self.tasks.spawn(async move {
             let key = keys::sco_key(shared.id, id);
             let begin = shared.clock.now();
-            let put = shared.persist_put(&format!("uploading '{key}'"), &key, &bytes).await;
+            let put = shared.persist_put(&format!("uploading '{key}'"), &key, &parts).await;
             shared.metrics.stages.upload.done(&*shared.clock, begin);
             drop(slot);
             (id, put)
@@ -284,7 +284,7 @@ impl Pump {
         let shared = self.shared.clone();
         let (epoch, number) = self.object_number();
         let (object, named) = tlogs::encode(shared.id, ScoId { epoch, number }, self.writer, &tlog)?;
-        shared.persist_put("putting a TLog", &object.key, &object.bytes).await?;
+        shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
         shared.metrics.tlogs.inc();
         let lsn = named.lsn_hi;
         self.tlogs.push(named);
@@ -321,7 +321,7 @@ impl Pump {
         })?;
         self.next_object = number;
         for page in &pages {
-            shared.persist_put("putting a list page", &page.key, &page.bytes).await?;
+            shared.persist_put("putting a list page", &page.key, std::slice::from_ref(&page.bytes)).await?;
         }
         let mut chain = self.chain.clone();
         let put = shared
@@ -370,14 +370,14 @@ async fn sleep(shared: &Shared, duration: Option<Duration>) {
     }
 }
 
-/// Reads what the plan names and makes the SCO.
+/// Reads what the plan names and makes the SCO, in the pieces in which it lies in memory.
 async fn build(
     shared: &Shared,
     id: ScoId,
     writer: u128,
     committed_sco: u64,
     plan: SealPlan,
-) -> Result<(TailSco, Bytes)> {
+) -> Result<(TailSco, Vec<Bytes>)> {
     let mut index = ScoIndex { entries: Vec::with_capacity(plan.runs.len()), crcs: Vec::new() };
     let mut clusters = Vec::with_capacity(plan.runs.len());
     for run in plan.runs {
@@ -418,7 +418,8 @@ async fn build(
         cluster_log2: shared.cluster.trailing_zeros() as u8,
         codec: 0,
     };
-    let bytes = sco::encode(&envelope, &header, &index, &clusters)?;
-    let sco = TailSco { id, len: bytes.len() as u64, lsn_lo: plan.lsn_lo, lsn_hi: plan.lsn_hi, index };
-    Ok((sco, bytes))
+    let parts = sco::encode(&envelope, &header, &index, clusters)?;
+    let len = parts.iter().map(|part| part.len() as u64).sum();
+    let sco = TailSco { id, len, lsn_lo: plan.lsn_lo, lsn_hi: plan.lsn_hi, index };
+    Ok((sco, parts))
 }

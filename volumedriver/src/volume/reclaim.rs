@@ -66,7 +66,7 @@ impl Pump {
             let (epoch, number) = self.object_number();
             let rewritten = tlogs::without(&tlog, |id| dead.contains(&id));
             let (object, new) = tlogs::encode(shared.id, ScoId { epoch, number }, self.writer, &rewritten)?;
-            shared.persist_put("putting a TLog", &object.key, &object.bytes).await?;
+            shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
             self.tlogs.replace(&named.obj, &new);
             replaced.push(named);
             for id in here {
