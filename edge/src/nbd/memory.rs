@@ -135,6 +135,9 @@ impl Share {
 
     /// Gives `bytes` back.
     pub fn give(&mut self, way: Way, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         *self.counter(way) -= bytes;
         self.account(way).add_permits(bytes as usize);
         self.all.add_permits(bytes as usize);
