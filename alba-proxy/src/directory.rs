@@ -13,29 +13,26 @@
 //! | `files` | the cache of open files, and reads |
 //! | `tree` | folders: made durable, tidied when empty |
 //! | `scan` | listings |
+//! | `write` | a file, durably; a large one past the page cache |
 //! | `temp` | this process's folder in `.tmp/`, and what dead ones left there |
 
 mod files;
 mod scan;
 mod temp;
 mod tree;
+mod write;
 
 use crate::key::{check_key, check_prefix};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::object::{Listing, ObjectStore, Precondition};
 use common::{Clock, Error, ErrorKind, Result};
-use std::io::{IoSlice, Write};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// File names of Linux have at most this many bytes.
 const MAX_PART_BYTES: usize = 255;
-
-/// Pieces that one `writev` takes (`IOV_MAX`).
-const MAX_SLICES: usize = 1024;
 
 /// A folder of the local machine, as an object store.
 pub struct DirectoryStore {
@@ -48,6 +45,7 @@ struct Inner {
     files: files::Files,
     tree: tree::Tree,
     scan: scan::Scanner,
+    writer: write::Writer,
 }
 
 impl DirectoryStore {
@@ -65,6 +63,7 @@ impl DirectoryStore {
                 files: files::Files::new(),
                 tree: tree::Tree::new(root.clone()),
                 scan: scan::Scanner::new(),
+                writer: write::Writer::default(),
                 root,
             }),
         })
@@ -138,7 +137,8 @@ impl Inner {
     fn put(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
         let path = self.path(key)?;
         let temp = self.temp.next();
-        let outcome = self.write(&temp, parts).and_then(|()| self.name(&temp, &path, key, precondition));
+        let outcome =
+            self.writer.write(&temp, parts).and_then(|()| self.name(&temp, &path, key, precondition));
         // After a rename it is gone already; otherwise it is of no use, whatever happened.
         if let Err(e) = std::fs::remove_file(&temp)
             && e.kind() != std::io::ErrorKind::NotFound
@@ -165,24 +165,6 @@ impl Inner {
             }
             Err(e) => Err(self.fail("put", key, &e)),
         }
-    }
-
-    fn write(&self, temp: &Path, parts: &[Bytes]) -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
-        for group in parts.chunks(MAX_SLICES) {
-            let mut slices: Vec<IoSlice<'_>> = group.iter().map(|part| IoSlice::new(part)).collect();
-            let mut rest = &mut slices[..];
-            IoSlice::advance_slices(&mut rest, 0);
-            while !rest.is_empty() {
-                match file.write_vectored(rest) {
-                    Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-                    Ok(n) => IoSlice::advance_slices(&mut rest, n),
-                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        file.sync_all()
     }
 
     fn name(&self, temp: &Path, path: &Path, key: &str, precondition: Precondition) -> std::io::Result<()> {

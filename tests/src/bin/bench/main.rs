@@ -57,6 +57,8 @@ struct Workload {
     jobs: u32,
     /// A flush after so many writes of each job; 0 for none.
     fsync: u32,
+    /// MiB that requests go to, read once before; 0 for the whole disk.
+    warm_mib: u64,
     /// Writes with FUA, by the harness's own client: fio's sends none.
     fua: bool,
 }
@@ -74,7 +76,7 @@ const fn workload(
     depth: u32,
     jobs: u32,
 ) -> Workload {
-    Workload { name, pattern, block, depth, jobs, fsync: 0, fua: false }
+    Workload { name, pattern, block, depth, jobs, fsync: 0, fua: false, warm_mib: 0 }
 }
 
 const WORKLOADS: &[Workload] = &[
@@ -82,6 +84,8 @@ const WORKLOADS: &[Workload] = &[
     workload("4k read QD1", "randread", "4k", 1, 1),
     workload("4k write QD32 x 4", "randwrite", "4k", 32, 4),
     workload("4k read QD32 x 4", "randread", "4k", 32, 4),
+    Workload { warm_mib: 256, ..workload("4k cached read QD1", "randread", "4k", 1, 1) },
+    Workload { warm_mib: 256, ..workload("4k cached QD32 x 4", "randread", "4k", 32, 4) },
     workload("1M write QD8", "write", "1M", 8, 1),
     workload("1M read QD8", "read", "1M", 8, 1),
     Workload { fsync: 1, ..workload("4k write+flush QD1", "randwrite", "4k", 1, 1) },
@@ -315,6 +319,13 @@ fn measure_fua(server: &Server, options: &Options, flags: u16) -> Result<Sample>
     })
 }
 
+/// Reads the beginning of the disk once.
+fn warm(server: &Server, size_mib: u64) -> Result<()> {
+    let (uri, size) = (format!("--uri={}", server.uri), format!("--size={size_mib}M"));
+    let fixed = ["--name=warm", "--ioengine=nbd", "--rw=read", "--bs=1M", "--iodepth=4", "--thread"];
+    run("fio", fixed.into_iter().chain([uri.as_str(), size.as_str()])).map(drop)
+}
+
 fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sample> {
     if workload.fua {
         return measure_fua(server, options, FUA);
@@ -332,7 +343,11 @@ fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sa
     fio.arg(format!("--uri={}", server.uri)).arg(format!("--rw={}", workload.pattern));
     fio.arg(format!("--bs={}", workload.block)).arg(format!("--iodepth={}", workload.depth));
     fio.arg(format!("--numjobs={}", workload.jobs)).arg(format!("--runtime={}", options.seconds));
-    fio.arg(format!("--size={}M", options.size_mib));
+    let size = if workload.warm_mib > 0 { workload.warm_mib } else { options.size_mib };
+    fio.arg(format!("--size={size}M"));
+    if workload.warm_mib > 0 {
+        warm(server, size)?;
+    }
     if workload.fsync > 0 {
         // fio's nbd engine fails after one request with --fdatasync; --fsync works.
         fio.arg(format!("--fsync={}", workload.fsync));
