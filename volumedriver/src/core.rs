@@ -41,6 +41,8 @@ pub(crate) struct Append {
 /// A log entry above `committed`.
 #[derive(Debug)]
 struct Rec {
+    /// The epoch that accepted it: an older one for what recovery found.
+    epoch: Epoch,
     kind: Kind,
     addr: u64,
     count: u64,
@@ -222,6 +224,7 @@ impl Core {
         let data = (kind == Kind::Data).then_some(data);
         self.dirty_bytes += self.content_bytes(kind, count);
         self.recs.push_back(Rec {
+            epoch: self.epoch,
             kind,
             addr,
             count,
@@ -238,10 +241,11 @@ impl Core {
 
     /// Event: recovery found this entry of an earlier epoch; it counts, and lies in the journal.
     pub fn replay(&mut self, entry: RecoveredEntry, units: u64, now: Duration) {
-        let RecoveredEntry { kind, addr, count, crcs, loc, .. } = entry;
+        let RecoveredEntry { epoch, kind, addr, count, crcs, loc, .. } = entry;
         let lsn = self.assigned().next();
         self.dirty_bytes += self.content_bytes(kind, count);
         self.recs.push_back(Rec {
+            epoch,
             kind,
             addr,
             count,
@@ -307,10 +311,12 @@ impl Core {
         Some(rx)
     }
 
-    /// Event: the entry's content lies elsewhere in the journal now.
-    pub fn relocate(&mut self, lsn: Lsn, loc: JournalLoc) {
+    /// Event: the entry's content lies elsewhere in the journal now. The journal may still have, and move,
+    /// an entry with this LSN of an older epoch, which was cut off.
+    pub fn relocate(&mut self, epoch: Epoch, lsn: Lsn, loc: JournalLoc) {
         if let Some(rec) = self.rec_mut(lsn)
             && rec.loc.is_some()
+            && (rec.epoch == epoch || mutant::is_on("moved-entry-of-another-epoch"))
         {
             rec.loc = Some(loc);
         }

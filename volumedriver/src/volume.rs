@@ -188,8 +188,8 @@ impl Sink for Shared {
         }
     }
 
-    fn relocated(&self, _epoch: Epoch, lsn: Lsn, loc: JournalLoc) {
-        self.core.lock().relocate(lsn, loc);
+    fn relocated(&self, epoch: Epoch, lsn: Lsn, loc: JournalLoc) {
+        self.core.lock().relocate(epoch, lsn, loc);
     }
 
     fn failed(&self, error: &Error) {

@@ -19,7 +19,7 @@ pub struct Test {
 #[derive(Args)]
 pub struct Soak {
     /// Rounds of random writes with kill -9, on each backend
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 1000)]
     pub kill_rounds: u64,
     /// Power cuts under load
     #[arg(long, default_value_t = 100)]

@@ -37,6 +37,10 @@ pub const ALL: &[Mutant] = &[
     m("torn-payload-accepted", "recovery does not check the payload's checksums"),
     m("recovery-jumps-over-what-is-torn", "recovery goes on behind a torn record"),
     m("segment-freed-too-early", "a journal segment is used again while it is needed"),
+    m(
+        "moved-entry-of-another-epoch",
+        "copying forward an entry that was cut off moves the one that has its LSN now",
+    ),
     m("index-not-fed", "the committed map does not learn of a SCO"),
     m("watermark-ahead", "the index on disk says it is newer than it is"),
     m("live-sco-is-dead", "a SCO with one live cluster is deleted (rule 10)"),
