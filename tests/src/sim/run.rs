@@ -215,7 +215,9 @@ impl Run<'_> {
         }
         let clock = self.world.clock.clone();
         let talk = Talk { volumes: zombies, clock: &*clock, truth: &self.truth };
-        let (booted, ()) = futures::join!(self.world.boot(), talk.run(&client));
+        // They may wait for room in a write buffer that nobody empties any more.
+        let clients = tokio::time::timeout(LIFE, talk.run(&client));
+        let (booted, _) = futures::join!(self.world.boot(), clients);
         // That the old owner fails them is right.
         self.truth.borrow_mut().error = None;
         self.truth.borrow().check()?;
