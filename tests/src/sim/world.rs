@@ -219,7 +219,13 @@ impl World {
                 // Without one it is a new one.
                 let (disk, table) = self.old.take().unwrap_or_default();
                 self.disk = disk;
-                self.disk.kill();
+                if self.disk.tally().failed_syncs > 0 {
+                    // What its failed syncs lost is lost: the machine's memory did not come along.
+                    let random = &mut self.random;
+                    self.disk.crash(|| random.bool());
+                } else {
+                    self.disk.kill();
+                }
                 self.disk.set_random(self.random.fork());
                 self.disk.forget_tally();
                 self.table = Arc::new(table.successor());
