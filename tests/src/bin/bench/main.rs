@@ -125,7 +125,8 @@ fn main() -> Result<()> {
         None => {}
     }
     let size = format!("{}MiB", options.size_mib);
-    let router = if options.peers { None } else { Some(start(&options, folder.path(), &size)?) };
+    let settings: Vec<&str> = options.settings.iter().map(String::as_str).collect();
+    let router = if options.peers { None } else { Some(start(folder.path(), &settings, &size)?) };
     let image = |name: &str| -> Result<PathBuf> {
         let path = folder.path().join(name);
         std::fs::File::create(&path)?.set_len(options.size_mib << 20)?;
@@ -206,9 +207,9 @@ fn main() -> Result<()> {
 }
 
 /// Our server with one vDisk on a directory.
-fn start(options: &Options, folder: &Path, size: &str) -> Result<Router> {
+fn start(folder: &Path, settings: &[&str], size: &str) -> Result<Router> {
     let mut config = Config::new(&folder.join("data"))?;
-    for setting in &options.settings {
+    for setting in settings {
         config = config.set(setting);
     }
     let router = Router::start(config)?;

@@ -1,8 +1,9 @@
 //! Figures that are no rates: the time of a restart, bytes in the write buffer, memory for the map.
 
+use super::start;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use tests::router::{Config, Router};
+use tests::router::Router;
 use tests::time::Stopwatch;
 use tests::tools::{command, run_within};
 
@@ -12,18 +13,6 @@ fn metric(router: &Router, name: &str) -> Result<f64> {
     let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
     let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok());
     value.with_context(|| format!("no metric {name}"))
-}
-
-fn router(folder: &Path, settings: &[&str], size: &str) -> Result<Router> {
-    let mut config = Config::new(&folder.join("data"))?;
-    for setting in settings {
-        config = config.set(setting);
-    }
-    let router = Router::start(config)?;
-    let pool = folder.join("pool").display().to_string();
-    router.cli(&["vpool", "create", "p", "--backend", "directory", "--path", &pool])?;
-    router.cli(&["vdisk", "create", "v", "--vpool", "p", "--size", size])?;
-    Ok(router)
 }
 
 /// Writes with fio; the arguments say what.
@@ -37,7 +26,7 @@ fn write(router: &Router, arguments: &[&str]) -> Result<()> {
 /// Kills the router with 1 GiB in the write buffer that the backend never took, and measures from its
 /// start to its first answered read.
 pub fn restart(folder: &Path) -> Result<()> {
-    let mut router = router(folder, &["volumedriver.buffer_mib=512"], "4GiB")?;
+    let mut router = start(folder, &["volumedriver.buffer_mib=512"], "4GiB")?;
     // A directory store that is not there takes nothing, and says so.
     let (pool, aside) = (folder.join("pool"), folder.join("aside"));
     std::fs::rename(&pool, &aside)?;
@@ -62,7 +51,7 @@ pub fn restart(folder: &Path) -> Result<()> {
 
 /// Bytes appended to the write buffer per byte of the client.
 pub fn journal_bytes(folder: &Path) -> Result<()> {
-    let router = router(folder, &[], "1GiB")?;
+    let router = start(folder, &[], "1GiB")?;
     let written = "storagerouter_volumedriver_journal_written_bytes_total";
     for (depth, jobs) in [("1", "1"), ("32", "1"), ("32", "4")] {
         let before = metric(&router, written)?;
@@ -99,7 +88,7 @@ pub fn map_memory(folder: &Path) -> Result<()> {
             "volumedriver.journal_mib=1024",
             &index,
         ];
-        let router = router(&folder, &small, "16GiB")?;
+        let router = start(&folder, &small, "16GiB")?;
         let write_all = |offset: &str, size: &str| {
             write(
                 &router,
