@@ -75,9 +75,7 @@ impl DirectoryStore {
         what: impl FnOnce(&Inner) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || what(&inner)).await.map_err(|e| {
-            Error::internal(format!("a request to the {} did not finish: {e}", self.describe()))
-        })?
+        common::blocking::run(move || what(&inner)).await
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`disk`] | [`Disk`]: named local files, preallocated; [`disk::local`] is the real one |
 //! | [`table`] | [`Table`]: the ordered local table |
 //! | [`clock`] | [`Clock`]: time and chance |
+//! | [`blocking`] | where a thread may wait for a disk |
 //! | [`crc`] | CRC32C, the only checksum of our formats |
 //! | [`mutant`] | seeded bugs for the mutation table; in no release |
 //! | [`sim`] | the simulated twins: they can lose, tear, fail and crash |
@@ -18,6 +19,7 @@
 //! Does not own: any protocol, any format, any policy. Nothing here knows a volume's log.
 
 pub mod block;
+pub mod blocking;
 pub mod clock;
 pub mod crc;
 pub mod disk;

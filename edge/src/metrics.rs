@@ -37,6 +37,8 @@ struct PerCommand {
 pub struct Metrics {
     /// Connections that are open now.
     pub connections: Gauge,
+    /// Connections that have a thread to themselves now.
+    pub alone: Gauge,
     /// Connections that were turned away because there were too many.
     pub refused: Counter,
     /// Connections that were closed because the client broke the protocol.
@@ -53,6 +55,7 @@ impl Metrics {
     /// Registers everything in `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let connections = Gauge::default();
+        let alone = Gauge::default();
         let refused = Counter::default();
         let protocol_errors = Counter::default();
         let bytes = Family::<DirectionLabel, Counter>::default();
@@ -64,6 +67,11 @@ impl Metrics {
             ])
         });
         registry.register("storagerouter_edge_connections", "Open NBD connections", connections.clone());
+        registry.register(
+            "storagerouter_edge_alone_connections",
+            "NBD connections with a thread to themselves: their clients send one request at a time",
+            alone.clone(),
+        );
         registry.register(
             "storagerouter_edge_refused_connections",
             "NBD connections turned away at nbd.max_connections",
@@ -94,6 +102,7 @@ impl Metrics {
             .collect();
         Self {
             connections,
+            alone,
             refused,
             protocol_errors,
             bytes_read: bytes.get_or_create_owned(&DirectionLabel { direction: "read" }),

@@ -8,6 +8,8 @@
 //! | `handshake` | from the greeting to an opened export |
 //! | `tls` | certificates, and the upgrade |
 //! | `transmission` | requests in, replies out: one task per connection |
+//! | `alone` | a thread for a client that sends one request at a time |
+//! | `socket` | a client's stream, the runtime's or one thread's |
 //! | `inflight` | the requests of one connection that are being worked on |
 //! | `memory` | payload memory of all connections together |
 //! | `stop` | how a connection hears that the server stops |
@@ -18,6 +20,7 @@
 //! Does not own: the order or durability of anything; a reply goes out when the device has
 //! returned.
 
+mod alone;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshake;
@@ -28,6 +31,7 @@ mod meta;
 pub(crate) mod proto;
 mod reply;
 mod server;
+mod socket;
 mod stop;
 mod tls;
 mod transmission;

@@ -1,6 +1,7 @@
 //! The real disk: files in one directory, buffered writes, `fdatasync`.
 
 use super::{Disk, DiskFile};
+use crate::blocking;
 use crate::error::{Context, Error, ErrorKind, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -39,13 +40,6 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).context(what())?.sync_all().context(what())
 }
 
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(f).await {
-        Ok(result) => result,
-        Err(e) => Err(Error::internal(format!("a disk task did not end: {e}"))),
-    }
-}
-
 fn create_zeroed(path: &Path, dir: &Path, size: u64) -> Result<File> {
     const STEP: usize = 1 << 20;
     let what = || format!("creating {} ({size} bytes)", path.display());
@@ -79,7 +73,7 @@ fn create_zeroed(path: &Path, dir: &Path, size: u64) -> Result<File> {
 impl Disk for LocalDisk {
     async fn create(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>> {
         let (path, dir) = (self.path(name), self.dir.clone());
-        blocking(move || {
+        blocking::run(move || {
             let file = create_zeroed(&path, &dir, size)?;
             Ok(Arc::new(LocalFile::new(file, path, size)) as Arc<dyn DiskFile>)
         })
@@ -88,7 +82,7 @@ impl Disk for LocalDisk {
 
     async fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>> {
         let path = self.path(name);
-        blocking(move || {
+        blocking::run(move || {
             let what = || format!("opening {}", path.display());
             let file = OpenOptions::new().read(true).write(true).open(&path).context(what())?;
             let size = file.metadata().context(what())?.len();
@@ -99,7 +93,7 @@ impl Disk for LocalDisk {
 
     async fn list(&self) -> Result<Vec<String>> {
         let dir = self.dir.clone();
-        blocking(move || {
+        blocking::run(move || {
             let what = || format!("listing {}", dir.display());
             let mut names = Vec::new();
             for entry in std::fs::read_dir(&dir).context(what())? {
@@ -118,7 +112,7 @@ impl Disk for LocalDisk {
 
     async fn remove(&self, name: &str) -> Result<()> {
         let (path, dir) = (self.path(name), self.dir.clone());
-        blocking(move || {
+        blocking::run(move || {
             std::fs::remove_file(&path).context(format!("removing {}", path.display()))?;
             sync_dir(&dir)
         })
@@ -190,6 +184,6 @@ impl DiskFile for LocalFile {
     async fn sync(&self) -> Result<()> {
         let file = self.file.clone();
         let path = self.path.clone();
-        blocking(move || file.sync_data().context(format!("fdatasync of {}", path.display()))).await
+        blocking::run(move || file.sync_data().context(format!("fdatasync of {}", path.display()))).await
     }
 }

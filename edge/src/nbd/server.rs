@@ -1,8 +1,10 @@
 //! Listeners, connections, shutdown.
 
+use super::alone::Threads;
 use super::handshake::{self, Chosen, Failure, Handshake, Patience};
 use super::input::Input;
 use super::memory::Memory;
+use super::socket::{Line, Socket};
 use super::transmission::{End, Serving, transmit};
 use super::{handshake::Outcome, tls};
 use crate::config::Settings;
@@ -15,7 +17,6 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -108,6 +109,7 @@ impl Server {
                 metrics,
                 clock,
                 shutdown: shutdown.clone(),
+                threads: Threads::new(),
             },
             exports,
             acceptor,
@@ -283,9 +285,9 @@ async fn connection(accepted: Accepted, shared: Arc<Shared>) {
         Accepted::Tcp(stream, peer) => {
             // A reply must not wait for the acknowledgement of the one before it.
             let _ = stream.set_nodelay(true);
-            converse(stream, &peer.to_string(), &shared).await;
+            converse(Socket::Tcp(stream), &peer.to_string(), &shared).await;
         }
-        Accepted::Unix(stream) => converse(stream, "unix", &shared).await,
+        Accepted::Unix(stream) => converse(Socket::Unix(stream), "unix", &shared).await,
     }
 }
 
@@ -296,20 +298,21 @@ pub(super) async fn session<S>(
     exports: Arc<dyn Exports>,
     clock: Arc<dyn Clock>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Line,
 {
     // The sender must live as long as the connection: without it the server stops.
     let (_running, shutdown) = watch::channel(false);
     let metrics = Metrics::new(&mut Registry::default());
     let memory = Arc::new(Memory::new(settings.memory_mib << 20));
-    let serving = Serving { settings: Arc::new(settings), metrics, memory, clock, shutdown };
+    let serving =
+        Serving { settings: Arc::new(settings), metrics, memory, clock, shutdown, threads: Threads::new() };
     converse(stream, "somebody", &Shared { serving, exports, acceptor: None }).await;
 }
 
 /// A connection from its greeting to its end.
 async fn converse<S>(mut stream: S, peer: &str, shared: &Shared)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Line,
 {
     let mut stop = shared.serving.shutdown.clone();
     let greeted = tokio::select! {
@@ -375,7 +378,7 @@ fn context(shared: &Shared, secure: bool) -> handshake::Context<'_> {
 /// The phase in plain text.
 async fn shake<'a, S>(stream: &mut S, shared: &'a Shared) -> std::result::Result<Shaken<'a>, Failure>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Line,
 {
     let mut patience = Patience::new(&*shared.serving.clock, handshake::PATIENCE);
     let mut input = Input::new();
@@ -399,7 +402,7 @@ async fn serve_export<S>(
     shared: &Shared,
 ) -> std::result::Result<(), Failure>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Line,
 {
     let export = chosen.name.as_str();
     tracing::info!(export, peer, tls, replies = ?chosen.replies, "NBD client connected");

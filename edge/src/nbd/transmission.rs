@@ -8,13 +8,17 @@
 //! header on, read bytes until they are sent), `max_inflight_requests` requests, and small change;
 //! that of all connections by `memory`. When a bound is reached the socket is not read.
 
+mod check;
+
+use super::alone::{self, Habit, Threads};
 use super::handshake::{Chosen, Replies};
 use super::inflight::{Done, Inflight, Outcome, Work};
 use super::input::Input;
 use super::memory::{Memory, Share, Way};
 use super::meta;
-use super::proto::{self, Command, Request, errno, flag};
+use super::proto::{self, Command, Request, flag};
 use super::reply::Queue;
+use super::socket::Line;
 use super::stop::StopSignal;
 use crate::config::Settings;
 use crate::metrics::Metrics;
@@ -25,7 +29,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
 /// Payload from here on is read straight into memory of its own; less goes through the buffer.
@@ -70,12 +74,14 @@ pub struct Serving {
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops.
     pub shutdown: watch::Receiver<bool>,
+    /// For clients that send one request at a time.
+    pub threads: Threads,
 }
 
 /// Serves requests until the client or the server ends it.
 pub async fn transmit<S>(stream: &mut S, input: Input, chosen: &Chosen, context: &Serving) -> End
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
+    S: Line,
 {
     let stop = StopSignal::new(context.shutdown.clone());
     let mut connection = Connection {
@@ -95,6 +101,8 @@ where
         stop,
         quiet: None,
         worked: false,
+        habit: Habit::default(),
+        alone: false,
         failures: 0,
         context,
     };
@@ -155,6 +163,9 @@ struct Connection<'d> {
     quiet: Option<Pin<Box<dyn Future<Output = ()> + Send + 'd>>>,
     /// Whether anything was received since `quiet` was set.
     worked: bool,
+    habit: Habit,
+    /// Whether this thread has the stream for itself.
+    alone: bool,
     failures: u64,
     context: &'d Serving,
 }
@@ -166,10 +177,7 @@ enum Closing {
 }
 
 impl<'d> Connection<'d> {
-    fn poll<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<End>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    fn poll<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<End> {
         if self.closing.is_none() && self.stop.poll(cx) {
             self.closing = Some(Closing::Stopped);
         }
@@ -177,6 +185,13 @@ impl<'d> Connection<'d> {
             match self.turn(stream, cx) {
                 Ok(true) => {}
                 Ok(false) => {
+                    if let Some(_thread) = self.habit.thread(&self.context.threads) {
+                        let served = tokio::task::block_in_place(|| self.serve_alone(stream, cx));
+                        match served {
+                            Ok(()) => continue,
+                            Err(end) => return Poll::Ready(end),
+                        }
+                    }
                     self.watch_quiet(cx);
                     if self.inflight.arm(cx) {
                         return Poll::Pending;
@@ -189,11 +204,30 @@ impl<'d> Connection<'d> {
         Poll::Pending
     }
 
+    /// Serves one request after the other on this thread, until there is more to do than that, or
+    /// nothing.
+    fn serve_alone<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<(), End> {
+        let gone = |e| End::Gone(Some(e));
+        self.alone = stream.take_out(alone::PATIENCE).map_err(gone)?;
+        self.context.metrics.alone.inc();
+        let mut requests = 0;
+        let served = common::blocking::allow(|| {
+            while self.alone {
+                let goes_on = self.turn(stream, cx)? && self.habit.is_single();
+                requests += 1;
+                self.alone = goes_on && !(requests % alone::LOOK == 0 && self.stop.poll(cx));
+            }
+            Ok(())
+        });
+        self.alone = false;
+        self.context.metrics.alone.dec();
+        self.habit.forget();
+        stream.put_back().map_err(gone)?;
+        served
+    }
+
     /// One turn. Whether another one may get further.
-    fn turn<S>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<bool, End>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    fn turn<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut moved = self.memory.poll(cx);
         let mut want = if self.closing.is_none() { self.decode()? } else { Want::Room };
         moved |= self.work();
@@ -218,11 +252,13 @@ impl<'d> Connection<'d> {
                 return Ok(true);
             }
         }
-        if want == Want::Bytes && self.closing.is_none() {
+        let idle = self.is_idle();
+        if want == Want::Bytes && self.closing.is_none() && (idle || !self.alone) {
             match self.fill(stream, cx) {
                 Poll::Ready(Ok(0)) => return Err(End::Gone(None)),
                 Poll::Ready(Ok(_)) => {
                     self.worked = true;
+                    self.habit.received(idle);
                     moved = true;
                 }
                 // TLS without its goodbye; a TCP client need not say any either.
@@ -237,17 +273,19 @@ impl<'d> Connection<'d> {
     }
 
     /// Reads once, to where the next bytes belong.
-    fn fill<S: AsyncRead + Unpin>(
-        &mut self,
-        stream: &mut S,
-        cx: &mut Context<'_>,
-    ) -> Poll<std::io::Result<usize>> {
+    fn fill<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
         if let Receive::Payload { request, data, .. } = &mut self.receive {
             let missing = request.length as usize - data.len();
             let mut rest = data.limit(missing);
             return pin!(stream.read_buf(&mut rest)).poll(cx);
         }
         self.input.poll_fill(stream, cx)
+    }
+
+    /// Whether there is nothing to do before more bytes come, and they begin something new.
+    fn is_idle(&self) -> bool {
+        let header = matches!(self.receive, Receive::Header);
+        header && self.inflight.len() == 0 && self.queue.is_empty()
     }
 
     /// Polls the device's futures and queues the replies of those that are done.
@@ -333,6 +371,7 @@ impl<'d> Connection<'d> {
             }
             let start = *now.get_or_insert_with(|| self.context.clock.now());
             self.input.consume(size);
+            self.habit.started();
             if request.command != Command::Write {
                 self.start(request, start);
             } else if payload <= buffered as u64 {
@@ -347,60 +386,6 @@ impl<'d> Connection<'d> {
                 self.receive = Receive::Payload { request, start, data };
             }
         }
-    }
-
-    /// Whether the request can be served at all; else what its reply says.
-    fn check(&mut self, r: &Request) -> Result<(), (u32, &'static str)> {
-        let invalid = |message| Err((errno::EINVAL, message));
-        let known = match r.command {
-            Command::Read => flag::FUA | flag::DF,
-            Command::Write => flag::FUA | flag::PAYLOAD_LEN,
-            Command::WriteZeroes => flag::FUA | flag::NO_HOLE | flag::FAST_ZERO,
-            Command::BlockStatus => flag::FUA | flag::REQ_ONE,
-            Command::Flush | Command::Trim | Command::Cache | Command::Disconnect => flag::FUA,
-            Command::Unknown => return invalid("unknown command"),
-        };
-        if r.flags & !known != 0 {
-            return invalid("a flag of the request is not known for its command");
-        }
-        if r.flags & flag::DF != 0 && !self.structured {
-            return invalid("the flag DF needs structured replies");
-        }
-        let changes = matches!(r.command, Command::Write | Command::Trim | Command::WriteZeroes);
-        if changes && self.geometry.read_only {
-            return Err((errno::EPERM, "the export is read-only"));
-        }
-        match r.command {
-            Command::Flush => return Ok(()),
-            Command::BlockStatus if !self.allocation => {
-                return invalid("no metadata context was selected");
-            }
-            Command::BlockStatus if r.length == 0 => return invalid("a block status of nothing"),
-            Command::Read | Command::Write if r.length > MAX_SERVED => {
-                let errno = if r.flags & flag::DF != 0 { errno::EOVERFLOW } else { errno::EINVAL };
-                return Err((errno, "the request is larger than what is ever served, 64 MiB"));
-            }
-            _ => {}
-        }
-        let end = r.offset.checked_add(r.length);
-        if end.is_none_or(|end| end > self.geometry.size) {
-            // The disk may have grown.
-            self.geometry = self.device.geometry();
-        }
-        if end.is_none_or(|end| end > self.geometry.size) {
-            return if matches!(r.command, Command::Write | Command::WriteZeroes) {
-                Err((errno::ENOSPC, "the request reaches beyond the end of the export"))
-            } else {
-                invalid("the request reaches beyond the end of the export")
-            };
-        }
-        let unit = self.unit();
-        let aligned = r.offset.is_multiple_of(unit) && r.length.is_multiple_of(unit);
-        // A read is widened: clients that never asked for the block size send odd ones.
-        if !aligned && r.command != Command::Read {
-            return invalid("offset and length must be multiples of the export's minimum block size");
-        }
-        Ok(())
     }
 
     /// The smallest unit of a request to the device.

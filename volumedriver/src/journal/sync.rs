@@ -5,8 +5,11 @@ use super::record::Position;
 use super::segment::Segment;
 use super::{Journal, Mark};
 use common::{DiskFile, Error, Result, mutant};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Waker};
 use tokio::sync::oneshot;
 
 /// How far the journal is written, and how far that is durable.
@@ -45,13 +48,18 @@ impl Journal {
             return Ok(());
         }
         let (done, wait) = oneshot::channel();
-        {
+        let leads = {
             let mut syncs = self.syncs.lock();
             syncs.waiting.push(done);
-            if !syncs.running {
-                syncs.running = true;
-                // A task, so that a waiter who goes away takes nobody's sync with him.
-                self.runtime.spawn(serve(Serving { journal: self.clone(), done: false }));
+            !std::mem::replace(&mut syncs.running, true)
+        };
+        if leads {
+            let mut leader: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(serve(Serving { journal: self.clone(), done: false }));
+            // Where the thread may wait for the disk, it is done in one poll. The rest goes to a task, so
+            // that a waiter who goes away takes nobody's sync with him.
+            if leader.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                self.runtime.spawn(leader);
             }
         }
         wait.await.unwrap_or_else(|_| Err(self.error()))
@@ -122,15 +130,20 @@ impl Drop for Serving {
 
 async fn serve(mut serving: Serving) {
     let journal = serving.journal.clone();
+    let mut first = true;
     loop {
-        let waiters = {
+        {
             let mut syncs = journal.syncs.lock();
             if syncs.waiting.is_empty() {
                 syncs.running = false;
                 break;
             }
-            std::mem::take(&mut syncs.waiting)
-        };
+        }
+        if !std::mem::replace(&mut first, false) {
+            // Others wait, not the one who led so far.
+            tokio::task::yield_now().await;
+        }
+        let waiters = std::mem::take(&mut journal.syncs.lock().waiting);
         let result = journal.sync_once().await;
         let result = match mutant::is_on("failed-sync-is-tried-again") && result.is_err() {
             true => journal.sync_once().await,

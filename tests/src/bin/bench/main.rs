@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use tests::nbd::{Client, Endpoint, FUA};
+use tests::nbd::Endpoint;
 use tests::reference::Reference;
 use tests::router::{Config, Router};
 use tests::time::Stopwatch;
-use tests::tools::{command, cpu_seconds, free_port, need, run, run_within, scratch, written_bytes};
+use tests::tools::{command, cpu_seconds, free_port, need, run, run_within, scratch, source, written_bytes};
 
 #[derive(Parser)]
 #[command(about = "Benchmarks against nbdkit and qemu-nbd, interleaved in one run")]
@@ -97,8 +97,6 @@ const WORKLOADS: &[Workload] = &[
 struct Server {
     name: &'static str,
     uri: String,
-    endpoint: Endpoint,
-    export: &'static str,
     pid: u32,
 }
 
@@ -149,17 +147,9 @@ fn main() -> Result<()> {
     let ours = |router: &Router| Server {
         name: "storagerouter",
         uri: if tcp { router.uri("p/v") } else { router.unix_uri("p/v") },
-        endpoint: if tcp { router.endpoint() } else { Endpoint::Unix(router.socket()) },
-        export: "p/v",
         pid: router.pid(),
     };
-    let theirs = |name, server: &Reference| Server {
-        name,
-        uri: server.uri(),
-        endpoint: server.endpoint(),
-        export: "x",
-        pid: server.pid(),
-    };
+    let theirs = |name, server: &Reference| Server { name, uri: server.uri(), pid: server.pid() };
     let mut servers: Vec<Server> = router.iter().map(ours).collect();
     if !options.alone {
         for (name, server) in [("nbdkit memory", &memory), ("nbdkit file", &file), ("qemu-nbd raw", &qemu)] {
@@ -259,7 +249,7 @@ impl Limits {
         self.flush.push(flush_time(folder)?);
         let plain = Workload { fsync: 0, ..*workload };
         match workload.fua {
-            true => self.own_trip.push(measure_fua(null, options, 0)?.p50),
+            true => self.own_trip.push(measure_fua(null, options, false)?.p50),
             false if workload.jobs == 1 => self.trip.push(measure(&plain, null, options)?.p50),
             false => {}
         }
@@ -287,25 +277,16 @@ impl Limits {
     }
 }
 
-/// Writes one at a time with these flags, by the harness's own client.
-fn measure_fua(server: &Server, options: &Options, flags: u16) -> Result<Sample> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// Writes one at a time, with the flag FUA or without, by libnbd.
+fn measure_fua(server: &Server, options: &Options, fua: bool) -> Result<Sample> {
+    let mut client = command("/usr/bin/python3");
+    client.arg(source("scripts").join("fua_client.py")).arg(&server.uri);
+    client.arg(options.seconds.to_string()).arg(u8::from(fua).to_string());
     let (cpu, written) = (cpu_seconds(server.pid)?, written_bytes(server.pid)?);
-    let mut times: Vec<f64> = Vec::new();
-    let seconds = runtime.block_on(async {
-        let client = Client::connect(&server.endpoint, server.export).await?;
-        let (data, blocks) = (vec![7; 4096], client.size() / 4096);
-        let watch = Stopwatch::start();
-        while !watch.past(options.seconds) {
-            let one = Stopwatch::start();
-            client.write(fastrand::u64(..blocks) * 4096, &data, flags).await?;
-            times.push(one.seconds() * 1e6);
-        }
-        let seconds = watch.seconds();
-        client.disconnect().await?;
-        anyhow::Ok(seconds)
-    })?;
+    let said = run_within(options.seconds + 60, client)?.ok()?.stdout;
     let (cpu, written) = (cpu_seconds(server.pid)? - cpu, written_bytes(server.pid)? - written);
+    let mut times = said.lines().map(str::parse).collect::<Result<Vec<f64>, _>>().context("times")?;
+    let seconds = times.pop().context("no times")?;
     let count = times.len() as f64;
     times.sort_by(f64::total_cmp);
     let percentile = |p: f64| times.get((count * p) as usize).copied().unwrap_or(f64::NAN);
@@ -329,7 +310,7 @@ fn warm(server: &Server, size_mib: u64) -> Result<()> {
 
 fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sample> {
     if workload.fua {
-        return measure_fua(server, options, FUA);
+        return measure_fua(server, options, true);
     }
     let mut fio = command("fio");
     fio.args([
