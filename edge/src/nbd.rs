@@ -11,6 +11,7 @@
 //! | `alone` | a thread for a client that sends one request at a time |
 //! | `socket` | a client's stream, the runtime's or one thread's |
 //! | `inflight` | the requests of one connection that are being worked on |
+//! | `buffers` | memory for large payloads, used again and again |
 //! | `memory` | payload memory of all connections together |
 //! | `stop` | how a connection hears that the server stops |
 //! | `reply` | replies, queued and sent without copying their payload |
@@ -21,6 +22,7 @@
 //! returned.
 
 mod alone;
+mod buffers;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshake;

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Result, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What direct writes are aligned to, in memory and in the file: no disk asks for more.
 const PAGE: usize = 4096;
@@ -21,7 +21,7 @@ const KEPT: usize = 16;
 /// Pieces that one `writev` takes (`IOV_MAX`).
 const MAX_SLICES: usize = 1024;
 
-#[derive(FromBytes, IntoBytes)]
+#[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
@@ -66,41 +66,128 @@ impl Writer {
     }
 }
 
-/// Writes the parts by way of `chunk`, the last of it filled up to a page; their length.
+/// Writes the parts, the last of them filled up to a page; their length. What lies in memory as the disk
+/// wants it is written from there, the rest by way of `chunk`.
 fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes]) -> Result<usize> {
-    let (mut filled, mut total) = (0, 0);
+    let mut copied = Copied { chunk, start: 0, end: 0 };
+    let (mut batch, mut total) = (Batch::default(), 0);
     for part in parts {
         let mut rest = &part[..];
+        total += rest.len();
         while !rest.is_empty() {
-            let n = rest.len().min(chunk.len() - filled);
-            chunk[filled..filled + n].copy_from_slice(&rest[..n]);
-            filled += n;
-            total += n;
-            rest = &rest[n..];
-            if filled == chunk.len() {
-                file.write_all(chunk)?;
-                filled = 0;
+            let straight = if copied.is_aligned() && is_aligned(rest) { rest.len() / PAGE * PAGE } else { 0 };
+            if straight > 0 {
+                let (now, later) = rest.split_at(straight);
+                copied.close(&mut batch);
+                batch.add(Piece::Part(now));
+                rest = later;
+            } else {
+                rest = &rest[copied.copy(rest)..];
+            }
+            if copied.is_full() || batch.bytes >= CHUNK || batch.pieces.len() == MAX_SLICES / 2 {
+                copied.close(&mut batch);
+                batch.write(copied.chunk, file)?;
+                (copied.start, copied.end) = (0, 0);
             }
         }
     }
-    let end = filled.next_multiple_of(PAGE);
-    chunk[filled..end].fill(0);
-    file.write_all(&chunk[..end])?;
+    let end = copied.end.next_multiple_of(PAGE);
+    copied.chunk[copied.end..end].fill(0);
+    copied.end = end;
+    copied.close(&mut batch);
+    batch.write(copied.chunk, file)?;
     Ok(total)
+}
+
+fn is_aligned(bytes: &[u8]) -> bool {
+    bytes.as_ptr().addr().is_multiple_of(PAGE) && bytes.len() >= PAGE
+}
+
+/// What does not lie in memory as the disk wants it: copied to where it does.
+struct Copied<'c> {
+    chunk: &'c mut [u8],
+    /// From here on it is in no batch yet.
+    start: usize,
+    end: usize,
+}
+
+impl Copied<'_> {
+    fn is_aligned(&self) -> bool {
+        self.end.is_multiple_of(PAGE)
+    }
+
+    fn is_full(&self) -> bool {
+        self.end == self.chunk.len()
+    }
+
+    /// Copies as much as there is room for.
+    fn copy(&mut self, bytes: &[u8]) -> usize {
+        let n = bytes.len().min(self.chunk.len() - self.end);
+        self.chunk[self.end..self.end + n].copy_from_slice(&bytes[..n]);
+        self.end += n;
+        n
+    }
+
+    /// Hands whole pages to the batch.
+    fn close(&mut self, batch: &mut Batch<'_>) {
+        if self.end > self.start {
+            batch.add(Piece::Copied(self.start, self.end));
+            self.start = self.end;
+        }
+    }
+}
+
+enum Piece<'p> {
+    Copied(usize, usize),
+    Part(&'p [u8]),
+}
+
+/// What one system call writes.
+#[derive(Default)]
+struct Batch<'p> {
+    pieces: Vec<Piece<'p>>,
+    bytes: usize,
+}
+
+impl<'p> Batch<'p> {
+    fn add(&mut self, piece: Piece<'p>) {
+        self.bytes += match &piece {
+            Piece::Copied(from, to) => to - from,
+            Piece::Part(bytes) => bytes.len(),
+        };
+        self.pieces.push(piece);
+    }
+
+    fn write(&mut self, chunk: &[u8], file: &mut File) -> Result<()> {
+        let slice = |piece: &Piece<'p>| match piece {
+            Piece::Copied(from, to) => IoSlice::new(&chunk[*from..*to]),
+            Piece::Part(bytes) => IoSlice::new(bytes),
+        };
+        let mut slices: Vec<IoSlice<'_>> = self.pieces.iter().map(slice).collect();
+        write_all(file, &mut slices)?;
+        drop(slices);
+        self.pieces.clear();
+        self.bytes = 0;
+        Ok(())
+    }
 }
 
 fn write_cached(file: &mut File, parts: &[Bytes]) -> Result<()> {
     for group in parts.chunks(MAX_SLICES) {
         let mut slices: Vec<IoSlice<'_>> = group.iter().map(|part| IoSlice::new(part)).collect();
-        let mut rest = &mut slices[..];
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            match file.write_vectored(rest) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => IoSlice::advance_slices(&mut rest, n),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
+        write_all(file, &mut slices)?;
+    }
+    Ok(())
+}
+
+fn write_all(file: &mut File, mut rest: &mut [IoSlice<'_>]) -> Result<()> {
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        match file.write_vectored(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => IoSlice::advance_slices(&mut rest, n),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(())
@@ -125,6 +212,42 @@ mod tests {
         }
         let taken = writer.write(&folder.path().join("1"), &[Bytes::from(data(LARGE))]).unwrap_err();
         assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+    }
+
+    /// What lies at page boundaries in memory is written from where it is, between what is copied.
+    #[test]
+    fn aligned_parts_come_out_in_their_places() {
+        struct Aligned(Box<[Page]>);
+        impl AsRef<[u8]> for Aligned {
+            fn as_ref(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+        let mut pages: Box<[Page]> = (0..700).map(|i| Page([i as u8; PAGE])).collect();
+        pages.as_mut_bytes()[5] = 77;
+        let aligned = Bytes::from_owner(Aligned(pages));
+        let odd = Bytes::from((0..3 * PAGE + 17).map(|i| (i * 7 % 253) as u8).collect::<Vec<_>>());
+        let page = |from: usize, to: usize| aligned.slice(from * PAGE..to * PAGE);
+        let layouts: [&[Bytes]; 5] = [
+            &[odd.slice(..PAGE), aligned.clone(), odd.clone()],
+            &[odd.clone(), aligned.clone(), page(0, 3)],
+            &[page(0, 256), page(300, 301), odd.slice(..2 * PAGE), page(10, 600), odd.slice(1..)],
+            &[page(0, 300).slice(..300 * PAGE - 9), odd.slice(..9), aligned.clone()],
+            &[odd.slice(..PAGE), page(3, 4), odd.slice(..PAGE), page(5, 400), aligned.slice(1..)],
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        for (n, parts) in layouts.iter().enumerate() {
+            let path = folder.path().join(n.to_string());
+            Writer::default().write(&path, parts).unwrap();
+            assert!(std::fs::read(&path).unwrap() == parts.concat(), "layout {n}");
+        }
+        // As many pieces as there can be.
+        let many: Vec<Bytes> = (0..3000)
+            .map(|i| if i % 2 == 0 { page(i % 700, i % 700 + 1) } else { odd.slice(..PAGE) })
+            .collect();
+        let path = folder.path().join("many");
+        Writer::default().write(&path, &many).unwrap();
+        assert!(std::fs::read(&path).unwrap() == many.concat());
     }
 
     /// tmpfs took no direct writes until lately; wherever it is refused, the file is written all the same.

@@ -1,6 +1,7 @@
 //! Listeners, connections, shutdown.
 
 use super::alone::Threads;
+use super::buffers::Buffers;
 use super::handshake::{self, Chosen, Failure, Handshake, Patience};
 use super::input::Input;
 use super::memory::Memory;
@@ -110,6 +111,7 @@ impl Server {
                 clock,
                 shutdown: shutdown.clone(),
                 threads: Threads::new(),
+                buffers: Buffers::default(),
             },
             exports,
             acceptor,
@@ -304,8 +306,15 @@ pub(super) async fn session<S>(
     let (_running, shutdown) = watch::channel(false);
     let metrics = Metrics::new(&mut Registry::default());
     let memory = Arc::new(Memory::new(settings.memory_mib << 20));
-    let serving =
-        Serving { settings: Arc::new(settings), metrics, memory, clock, shutdown, threads: Threads::new() };
+    let serving = Serving {
+        settings: Arc::new(settings),
+        metrics,
+        memory,
+        clock,
+        shutdown,
+        threads: Threads::new(),
+        buffers: Buffers::default(),
+    };
     converse(stream, "somebody", &Shared { serving, exports, acceptor: None }).await;
 }
 

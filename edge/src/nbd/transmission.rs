@@ -11,6 +11,7 @@
 mod check;
 
 use super::alone::{self, Habit, Threads};
+use super::buffers::{Buffer, Buffers};
 use super::handshake::{Chosen, Replies};
 use super::inflight::{Done, Inflight, Outcome, Work};
 use super::input::Input;
@@ -22,14 +23,14 @@ use super::socket::Line;
 use super::stop::StopSignal;
 use crate::config::Settings;
 use crate::metrics::Metrics;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use common::{BlockDevice, Clock, Error, ErrorKind, Geometry};
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 
 /// Payload from here on is read straight into memory of its own; less goes through the buffer.
@@ -76,6 +77,8 @@ pub struct Serving {
     pub shutdown: watch::Receiver<bool>,
     /// For clients that send one request at a time.
     pub threads: Threads,
+    /// For large payloads.
+    pub buffers: Buffers,
 }
 
 /// Serves requests until the client or the server ends it.
@@ -122,7 +125,7 @@ enum Receive {
     Payload {
         request: Request,
         start: Duration,
-        data: BytesMut,
+        data: Buffer,
     },
     /// The payload of a request that is refused when it is complete.
     Refused {
@@ -274,10 +277,12 @@ impl<'d> Connection<'d> {
 
     /// Reads once, to where the next bytes belong.
     fn fill<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
-        if let Receive::Payload { request, data, .. } = &mut self.receive {
-            let missing = request.length as usize - data.len();
-            let mut rest = data.limit(missing);
-            return pin!(stream.read_buf(&mut rest)).poll(cx);
+        if let Receive::Payload { data, .. } = &mut self.receive {
+            let mut rest = ReadBuf::new(data.rest());
+            ready!(Pin::new(stream).poll_read(cx, &mut rest))?;
+            let n = rest.filled().len();
+            data.advance(n);
+            return Poll::Ready(Ok(n));
         }
         self.input.poll_fill(stream, cx)
     }
@@ -379,8 +384,11 @@ impl<'d> Connection<'d> {
                 self.input.consume(payload as usize);
                 self.write(request, start, data);
             } else {
-                let mut data = BytesMut::with_capacity(payload as usize);
-                data.extend_from_slice(self.input.bytes());
+                let Some(mut data) = self.context.buffers.take(payload as usize) else {
+                    return Err(End::Protocol(format!("no memory for a payload of {payload} bytes")));
+                };
+                data.rest()[..buffered].copy_from_slice(self.input.bytes());
+                data.advance(buffered);
                 self.input.consume(buffered);
                 self.input.stay_small();
                 self.receive = Receive::Payload { request, start, data };
