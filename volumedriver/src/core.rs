@@ -390,13 +390,18 @@ impl Core {
         self.claims.clear();
     }
 
-    /// The volume closes: drops every entry, and tells how much memory the retired ones held.
-    pub fn forget_entries(&mut self) -> u64 {
-        let held = self.recs.drain(..).filter(|r| r.loc.is_some());
-        let held = held.filter_map(|r| r.data).map(|d| d.len() as u64).sum();
+    /// The volume closes: drops every entry, and tells their credit and how much memory the retired ones held.
+    pub fn forget_entries(&mut self) -> Committed {
+        let mut left = Committed::default();
+        for rec in self.recs.drain(..) {
+            left.units += rec.units;
+            if rec.loc.is_some() {
+                left.memory += rec.data.map_or(0, |d| d.len() as u64);
+            }
+        }
         self.dirty_bytes = 0;
         self.overlay = ExtentMap::default();
-        held
+        left
     }
 
     /// Bytes acknowledged and not committed.
@@ -456,7 +461,7 @@ impl Core {
     }
 }
 
-/// What a commit gave back.
+/// What entries that left the log's memory held.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Committed {
     pub units: u64,

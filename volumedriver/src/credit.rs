@@ -1,7 +1,9 @@
 //! Dirty bytes are credits: what is acknowledged and not yet on the backend is bounded per
 //! device, per vPool and per volume. Who finds none waits in line; what commits gives back.
 
-use common::{Error, Result};
+use common::{Error, Result, VolumeId};
+use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Semaphore, TryAcquireError};
@@ -146,6 +148,33 @@ impl Credits {
     pub fn max_entry(&self) -> u64 {
         let units = self.volume.limit.min(self.pool.limit).min(self.device.limit);
         (units * UNIT).saturating_sub(OVERHEAD)
+    }
+}
+
+/// Credit of closed volumes. What they left in the write buffer takes its room, until they are opened
+/// again, and take it anew, or nobody will ask for it any more.
+#[derive(Debug, Default)]
+pub(crate) struct Left(Mutex<HashMap<VolumeId, (Credits, u64)>>);
+
+impl Left {
+    /// A volume closed and left entries with so much credit.
+    pub fn put(&self, volume: VolumeId, credits: &Credits, units: u64) {
+        if units > 0 {
+            self.0.lock().insert(volume, (credits.clone(), units));
+        }
+    }
+
+    /// Gives back what the volume left.
+    pub fn settle(&self, volume: VolumeId) {
+        let left = self.0.lock().remove(&volume);
+        if let Some((credits, mut units)) = left {
+            // A recovered volume may hold more than an account has.
+            while units > 0 {
+                let part = units.min(credits.volume.limit);
+                credits.release(part);
+                units -= part;
+            }
+        }
     }
 }
 

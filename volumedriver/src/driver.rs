@@ -102,6 +102,7 @@ impl Driver {
             pages: PageBudget::new(mib(settings.index_cache_mib)),
             uploads: Arc::new(Semaphore::new(settings.uploads)),
             device,
+            left: Arc::default(),
             created: Mutex::default(),
             metrics: Metrics::new(registry),
             epochs: recovered.volumes.iter().map(|(id, v)| (*id, v.epoch)).collect(),
@@ -179,6 +180,7 @@ impl Driver {
             outcome => outcome?,
         }
         self.home.journal.forget(id);
+        self.home.left.settle(id);
         index::forget(&*self.home.table, id)?;
         let objects = reclaim::delete_data(&*pool.store, id).await?;
         self.home.created.lock().remove(&id);

@@ -24,7 +24,7 @@ pub(crate) mod write;
 
 use crate::config::Settings;
 use crate::core::Core;
-use crate::credit::Credits;
+use crate::credit::{Credits, Left};
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
 use crate::metrics::Metrics;
@@ -130,6 +130,7 @@ pub(crate) struct Shared {
     pub core: Mutex<Core>,
     pub index: Index,
     pub credits: Credits,
+    pub left: Arc<Left>,
     pub memory: Arc<MemoryBudget>,
     pub cache: Arc<ReadCache>,
     pub metrics: Metrics,
@@ -284,9 +285,9 @@ impl Volume {
             // It waits for a store that does not answer; what it was at is as safe as in a crash.
             Err(_) => abort.abort(),
         }
-        let mut core = self.shared.core.lock();
-        self.shared.memory.sub(core.forget_entries());
-        drop(core);
+        let left = self.shared.core.lock().forget_entries();
+        self.shared.memory.sub(left.memory);
+        self.shared.left.put(self.shared.id, &self.shared.credits, left.units);
         self.shared.journal.detach(self.shared.id);
     }
 }

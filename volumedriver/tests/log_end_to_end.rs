@@ -361,3 +361,29 @@ fn fastrand_lite(seed: u64) -> impl FnMut() -> u64 {
         x >> 11
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn credit_of_a_closed_volume_is_given_back_once_it_is_open_again_or_deleted() {
+    let world = World::new(14, settings(), 64 << 20).await;
+    let away = StoreFaults { away: true, ..StoreFaults::default() };
+    for round in 0..8u64 {
+        let v = world.open().await.unwrap();
+        world.store.set_faults(away.clone());
+        for n in 0..256 {
+            let write = v.write((round * 256 + n) * CLUSTER, cluster(round as u8 + 1), false);
+            tokio::time::timeout(MINUTE, write).await.expect("there is credit").unwrap();
+        }
+        v.close().await;
+        world.store.set_faults(StoreFaults::default());
+    }
+    let v = world.open().await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    assert_eq!(world.driver().buffer_fill(), 0.0, "everything is on the backend");
+    world.store.set_faults(away);
+    v.write(0, cluster(1), false).await.unwrap();
+    v.close().await;
+    assert!(world.driver().buffer_fill() > 0.0, "what is left in the journal takes its room");
+    world.store.set_faults(StoreFaults::default());
+    world.driver().delete(&world.pool, VOLUME, common::Epoch(99)).await.unwrap();
+    assert_eq!(world.driver().buffer_fill(), 0.0, "nobody will ask for it any more");
+}

@@ -14,7 +14,7 @@ use super::tlogs::{self, TLogSet, TailSco};
 use super::{MemoryBudget, Shared, Volume};
 use crate::config::Settings;
 use crate::core::Core;
-use crate::credit::{Account, Credits};
+use crate::credit::{Account, Credits, Left};
 use crate::format::envelope::{BLOCK, ObjectKind};
 use crate::format::keys;
 use crate::format::manifest::{HistoryEntry, Manifest, ManifestKind, Tail};
@@ -53,6 +53,7 @@ pub(crate) struct Home {
     pub pages: Arc<PageBudget>,
     pub uploads: Arc<Semaphore>,
     pub device: Arc<Account>,
+    pub left: Arc<Left>,
     pub metrics: Metrics,
     /// The highest epoch that the journal has of each volume that it found at the start.
     pub epochs: HashMap<VolumeId, Epoch>,
@@ -110,6 +111,7 @@ pub(crate) async fn open(
             pool: account,
             device: home.device.clone(),
         },
+        left: home.left.clone(),
         memory: home.memory.clone(),
         cache: home.cache.clone(),
         metrics: home.metrics.clone(),
@@ -181,6 +183,7 @@ async fn finish(
     shared.tlog_bytes.store(set.bytes(), std::sync::atomic::Ordering::Relaxed);
 
     let replayed = run.len();
+    home.left.settle(shared.id);
     let now = home.clock.now();
     let mut core = shared.core.lock();
     for entry in run {
