@@ -35,6 +35,8 @@ pub enum Effect {
     Fail(i32),
     /// Answers that much later.
     Delay(Duration),
+    /// Answers as a disk would that takes so many bytes a second, of all files together.
+    Rate(u64),
 }
 
 /// EIO, the error of a broken disk.
@@ -59,6 +61,9 @@ struct State {
     handles: HashMap<u64, (u64, Arc<File>)>,
     last_handle: u64,
     unsynced: HashMap<u64, Unsynced>,
+    /// Until when a disk of limited rate is at work, since `begin`.
+    busy: Duration,
+    begin: Option<std::time::Instant>,
     rules: Vec<Rule>,
     hits: u64,
     syncs: u64,
@@ -191,7 +196,9 @@ impl State {
     }
 
     /// What is to happen to an operation on a file: an error, and how long to wait before the answer.
-    fn judge(&mut self, op: Op, number: u64) -> (Option<i32>, Duration) {
+    #[allow(clippy::disallowed_methods)]
+    fn judge(&mut self, op: Op, number: u64, bytes: usize) -> (Option<i32>, Duration) {
+        let now = self.begin.get_or_insert_with(std::time::Instant::now).elapsed();
         let path = self.paths.get(&number).map(|path| path.to_string_lossy().into_owned());
         let path = path.unwrap_or_default();
         let (mut error, mut delay) = (None, Duration::ZERO);
@@ -200,6 +207,11 @@ impl State {
             match rule.effect {
                 Effect::Fail(number) => error = Some(number),
                 Effect::Delay(time) => delay += time,
+                Effect::Rate(rate) => {
+                    let takes = Duration::from_secs_f64(bytes as f64 / rate as f64);
+                    self.busy = self.busy.max(now) + takes;
+                    delay += self.busy - now;
+                }
             }
         }
         (error, delay)

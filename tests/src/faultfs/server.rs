@@ -385,7 +385,7 @@ impl Filesystem for Server {
         reply: ReplyWrite,
     ) {
         let mut state = lock(&self.state);
-        let (failure, delay) = state.judge(Op::Write, number.0);
+        let (failure, delay) = state.judge(Op::Write, number.0, data.len());
         let outcome = match failure {
             Some(number) => Err(error(number)),
             None => state.write(handle, offset, data),
@@ -400,7 +400,7 @@ impl Filesystem for Server {
     fn fsync(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let mut state = lock(&self.state);
         state.syncs += 1;
-        let (failure, delay) = state.judge(Op::Sync, number.0);
+        let (failure, delay) = state.judge(Op::Sync, number.0, 0);
         let retried = state.unsynced.get(&number.0).is_some_and(Unsynced::has_failed);
         state.retries += u64::from(retried);
         let unsynced = state.unsynced.entry(number.0).or_default();

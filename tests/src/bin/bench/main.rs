@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod special;
+mod sustained;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -35,8 +36,8 @@ struct Options {
     /// How the clients connect: unix or tcp
     #[arg(long, default_value = "unix", value_parser = ["unix", "tcp"])]
     transport: String,
-    /// Instead of the workloads: restart, journal or map
-    #[arg(long, value_parser = ["restart", "journal", "map"])]
+    /// Instead of the workloads: restart, journal, map, stream or full
+    #[arg(long, value_parser = ["restart", "journal", "map", "stream", "full"])]
     special: Option<String>,
     /// Only our server, as for a profile
     #[arg(long)]
@@ -119,7 +120,9 @@ fn main() -> Result<()> {
     match options.special.as_deref() {
         Some("restart") => return special::restart(folder.path()),
         Some("journal") => return special::journal_bytes(folder.path()),
-        Some(_) => return special::map_memory(folder.path()),
+        Some("map") => return special::map_memory(folder.path()),
+        Some("stream") => return sustained::stream(folder.path()),
+        Some(_) => return sustained::full(folder.path()),
         None => {}
     }
     let size = format!("{}MiB", options.size_mib);
@@ -198,12 +201,17 @@ fn main() -> Result<()> {
 
 /// Our server with one vDisk on a directory.
 fn start(folder: &Path, settings: &[&str], size: &str) -> Result<Router> {
+    start_on(folder, &folder.join("pool"), settings, size)
+}
+
+/// The same, with the directory named.
+fn start_on(folder: &Path, pool: &Path, settings: &[&str], size: &str) -> Result<Router> {
     let mut config = Config::new(&folder.join("data"))?;
     for setting in settings {
         config = config.set(setting);
     }
     let router = Router::start(config)?;
-    let pool = folder.join("pool").display().to_string();
+    let pool = pool.display().to_string();
     router.cli(&["vpool", "create", "p", "--backend", "directory", "--path", &pool])?;
     router.cli(&["vdisk", "create", "v", "--vpool", "p", "--size", size])?;
     Ok(router)

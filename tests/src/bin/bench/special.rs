@@ -76,9 +76,10 @@ pub fn journal_bytes(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Memory that the map of 1 GiB of randomly written 4 KiB clusters takes.
+/// Memory that the map of randomly written 4 KiB clusters takes, beyond what the router takes for itself once
+/// it is at work (buffers, the local table's, up to a TLog's worth of entries).
 pub fn map_memory(folder: &Path) -> Result<()> {
-    for cap in [256, 64] {
+    for (cap, gib) in [(256, 4), (64, 15)] {
         let folder = folder.join(format!("cap{cap}"));
         std::fs::create_dir_all(&folder)?;
         let index = format!("volumedriver.index_cache_mib={cap}");
@@ -88,7 +89,7 @@ pub fn map_memory(folder: &Path) -> Result<()> {
             "volumedriver.journal_mib=1024",
             &index,
         ];
-        let router = start(&folder, &small, "16GiB")?;
+        let router = start(&folder, &small, "20GiB")?;
         let write_all = |offset: &str, size: &str| {
             write(
                 &router,
@@ -103,14 +104,17 @@ pub fn map_memory(folder: &Path) -> Result<()> {
             router.cli(&["vdisk", "drain", "p/v"])?;
             resident(router.pid())
         };
-        // What the first writes take for buffers and threads is not the map's.
-        let before = write_all("15G", "1G")?;
-        let after = write_all("0", "4G")?;
-        let per_gib = (after as f64 - before as f64) / 4.0 / f64::from(1 << 20);
+        let before = write_all("15G", "5G")?;
+        let after = write_all("0", &format!("{gib}G"))?;
+        let grown = (after as f64 - before as f64) / f64::from(1 << 20);
         println!(
-            "memory per GiB of randomly mapped 4 KiB, index cache {cap} MiB: {per_gib:.1} MiB (resident {} MiB)",
+            "index cache {cap} MiB: {gib} GiB of randomly mapped 4 KiB, after 5 GiB before, take {grown:.0} MiB more, \
+             {:.1} per GiB (resident {} MiB)",
+            grown / f64::from(gib),
             after >> 20
         );
+        drop(router);
+        std::fs::remove_dir_all(&folder)?;
     }
     Ok(())
 }
