@@ -43,6 +43,9 @@ pub struct Settings {
     pub max_inflight_bytes: u64,
     /// Memory for payload, in MiB, all connections together.
     pub memory_mib: u64,
+    /// Threads for clients that send one request at a time: each may keep a processor busy while its client
+    /// is. Never more than there are processors; 0 for none.
+    pub alone_threads: usize,
 }
 
 impl Default for Settings {
@@ -58,6 +61,7 @@ impl Default for Settings {
             max_inflight_requests: 256,
             max_inflight_bytes: 64 << 20,
             memory_mib: 256,
+            alone_threads: 4,
         }
     }
 }

@@ -18,15 +18,15 @@ pub const PATIENCE: Duration = Duration::from_millis(20);
 /// Requests between two looks at whether the server stops.
 pub const LOOK: u32 = 64;
 
-/// The threads that connections may have to themselves: one for each CPU.
+/// The threads that connections may have to themselves.
 #[derive(Clone)]
 pub struct Threads(Arc<Semaphore>);
 
 impl Threads {
-    /// None is taken.
-    pub fn new() -> Self {
+    /// At most `limit`, and one for each processor.
+    pub fn new(limit: usize) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self(Arc::new(Semaphore::new(cpus)))
+        Self(Arc::new(Semaphore::new(cpus.min(limit))))
     }
 
     fn take(&self) -> Option<OwnedSemaphorePermit> {

@@ -106,11 +106,11 @@ impl Server {
         let shared = Arc::new(Shared {
             serving: Serving {
                 memory: Arc::new(Memory::new(settings.memory_mib << 20)),
+                threads: Threads::new(settings.alone_threads),
                 settings,
                 metrics,
                 clock,
                 shutdown: shutdown.clone(),
-                threads: Threads::new(),
                 buffers: Buffers::default(),
             },
             exports,
@@ -306,13 +306,14 @@ pub(super) async fn session<S>(
     let (_running, shutdown) = watch::channel(false);
     let metrics = Metrics::new(&mut Registry::default());
     let memory = Arc::new(Memory::new(settings.memory_mib << 20));
+    let threads = Threads::new(settings.alone_threads);
     let serving = Serving {
         settings: Arc::new(settings),
         metrics,
         memory,
         clock,
         shutdown,
-        threads: Threads::new(),
+        threads,
         buffers: Buffers::default(),
     };
     converse(stream, "somebody", &Shared { serving, exports, acceptor: None }).await;

@@ -38,6 +38,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "nbd.memory_mib",
         "Memory for payload of requests, in MiB, all connections together; without it requests wait.",
     ),
+    (
+        "nbd.alone_threads",
+        "Threads for clients that send one request at a time (never more than processors; 0: none): half the latency, \
+         for a processor that is busy while such a client is.",
+    ),
     ("api.listen", "TCP address of the REST API, /metrics, /healthz and /readyz."),
     ("api.tls_cert", "PEM file with the API's certificate chain; with api.tls_key it turns TLS on."),
     ("api.tls_key", "PEM file with the API's private key."),

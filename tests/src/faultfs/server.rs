@@ -318,6 +318,19 @@ impl Filesystem for Server {
         answer(reply, outcome);
     }
 
+    /// A second name. What a power cut forgets is kept by the first one only.
+    fn link(&self, _: &Request, number: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let outcome = self.with(|state| {
+            let (from, to) = (state.path(number)?, state.child(new_parent, new_name)?);
+            std::fs::hard_link(state.backing.join(from), state.backing.join(&to))?;
+            state.entry(to)
+        });
+        match outcome {
+            Ok(attributes) => reply.entry(&FRESH, &attributes, Generation(0)),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.with(|state| state.open(number)) {
             Ok(handle) => reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO),

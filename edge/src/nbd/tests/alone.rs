@@ -91,6 +91,16 @@ async fn a_server_that_stops_does_not_wait_for_it() {
     busy.abort();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_has_a_thread_where_the_settings_give_none() {
+    let world = World::with(Settings { alone_threads: 0, ..Settings::default() }).await;
+    let mut c = Client::open(world.address, "p/a", false).await;
+    for _ in 0..1000 {
+        assert_eq!(c.write(0, 0, &[1; 512]).await, 0);
+        assert_eq!(world.metric(ALONE), 0.0);
+    }
+}
+
 #[tokio::test]
 async fn in_a_runtime_of_one_thread_there_is_none_to_have() {
     let world = World::new().await;
