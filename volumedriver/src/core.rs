@@ -341,16 +341,16 @@ impl Core {
 
     /// Event: the backend alone gives back everything up to `lsn`. The result is the credit that
     /// comes back and the memory that was held.
-    pub fn commit(&mut self, lsn: Lsn) -> Committed {
+    pub fn commit(&mut self, lsn: Lsn) -> Freed {
         assert!(lsn <= self.frontiers.sealed, "only what is sealed is committed");
-        let mut freed = Committed::default();
+        let mut freed = Freed::default();
         while self.frontiers.committed < lsn {
             let Some(rec) = self.recs.pop_front() else { break };
             let at = self.frontiers.committed.next();
             self.frontiers.committed = at;
             self.dirty_bytes -= self.content_bytes(rec.kind, rec.count);
             freed.units += rec.units;
-            freed.memory += rec.data.map_or(0, |d| d.len() as u64);
+            freed.content(rec.data);
             if rec.kind.is_range() {
                 self.overlay.remove_value(rec.addr, rec.count, at);
             } else if rec.kind == Kind::Resize {
@@ -364,12 +364,12 @@ impl Core {
     }
 
     /// Gives memory of the oldest entries back, at least `want` bytes if there are as many.
-    pub fn evict(&mut self, want: u64) -> u64 {
-        let mut freed = 0;
-        while freed < want && self.evicted < self.frontiers.accepted {
+    pub fn evict(&mut self, want: u64) -> Freed {
+        let mut freed = Freed::default();
+        while freed.memory < want && self.evicted < self.frontiers.accepted {
             self.evicted = self.evicted.next();
             if let Some(rec) = self.rec_mut(self.evicted) {
-                freed += rec.data.take().map_or(0, |d| d.len() as u64);
+                freed.content(rec.data.take());
             }
         }
         freed
@@ -391,12 +391,12 @@ impl Core {
     }
 
     /// The volume closes: drops every entry, and tells their credit and how much memory the retired ones held.
-    pub fn forget_entries(&mut self) -> Committed {
-        let mut left = Committed::default();
+    pub fn forget_entries(&mut self) -> Freed {
+        let mut left = Freed::default();
         for rec in self.recs.drain(..) {
             left.units += rec.units;
             if rec.loc.is_some() {
-                left.memory += rec.data.map_or(0, |d| d.len() as u64);
+                left.content(rec.data);
             }
         }
         self.dirty_bytes = 0;
@@ -462,8 +462,20 @@ impl Core {
 }
 
 /// What entries that left the log's memory held.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Committed {
+#[derive(Debug, Default)]
+pub(crate) struct Freed {
     pub units: u64,
+    /// Bytes of `content`.
     pub memory: u64,
+    /// To be dropped without the lock: giving much memory back takes milliseconds.
+    content: Vec<Bytes>,
+}
+
+impl Freed {
+    fn content(&mut self, data: Option<Bytes>) {
+        if let Some(data) = data {
+            self.memory += data.len() as u64;
+            self.content.push(data);
+        }
+    }
 }

@@ -174,13 +174,13 @@ impl Sink for Shared {
         }
         self.memory.add(held);
         let excess = self.memory.excess();
-        if excess > 0 {
-            self.memory.sub(core.evict(excess));
-        }
+        let evicted = (excess > 0).then(|| core.evict(excess));
+        self.memory.sub(evicted.as_ref().map_or(0, |freed| freed.memory));
         let (bytes, _) = core.unsealed();
         let full = u64::from(self.sco_size);
         let claims = core.take_unclaimed();
         drop(core);
+        drop(evicted);
         if since.is_none() || (before < full && bytes >= full) {
             self.wake.notify_one();
         }

@@ -40,6 +40,9 @@ impl Buffers {
         let idle = {
             let mut idle = self.0.lock();
             let found = idle.by_pages.get_mut(&count).and_then(Vec::pop);
+            if idle.by_pages.get(&count).is_some_and(Vec::is_empty) {
+                idle.by_pages.remove(&count);
+            }
             idle.bytes -= found.as_ref().map_or(0, |pages| pages.len() * PAGE);
             found
         };
@@ -51,17 +54,23 @@ impl Buffers {
     }
 
     fn put(&self, pages: Box<[Page]>) {
-        let mut idle = self.0.lock();
         let bytes = pages.len() * PAGE;
-        if idle.bytes + bytes > KEPT {
-            // Sizes that are no longer asked for make room.
-            idle.by_pages.clear();
-            idle.bytes = 0;
-        }
-        if bytes > 0 && bytes <= KEPT {
+        let mut idle = self.0.lock();
+        // Sizes that are no longer asked for make room, one at a time.
+        let other =
+            (idle.bytes + bytes > KEPT).then(|| idle.by_pages.keys().copied().find(|n| *n != pages.len()));
+        let dropped = other.flatten().and_then(|other| idle.by_pages.remove(&other));
+        idle.bytes -= dropped.iter().flatten().map(|pages| pages.len() * PAGE).sum::<usize>();
+        let unwanted = if bytes > 0 && idle.bytes + bytes <= KEPT {
             idle.bytes += bytes;
             idle.by_pages.entry(pages.len()).or_default().push(pages);
-        }
+            None
+        } else {
+            Some(pages)
+        };
+        // Memory goes back to the system without the lock.
+        drop(idle);
+        drop((dropped, unwanted));
     }
 }
 
