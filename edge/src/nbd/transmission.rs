@@ -181,9 +181,7 @@ enum Closing {
 
 impl<'d> Connection<'d> {
     fn poll<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<End> {
-        if self.closing.is_none() && self.stop.poll(cx) {
-            self.closing = Some(Closing::Stopped);
-        }
+        self.notice_stop(cx);
         for _ in 0..TURNS {
             match self.turn(stream, cx) {
                 Ok(true) => {}
@@ -207,6 +205,12 @@ impl<'d> Connection<'d> {
         Poll::Pending
     }
 
+    fn notice_stop(&mut self, cx: &mut Context<'_>) {
+        if self.closing.is_none() && self.stop.poll(cx) {
+            self.closing = Some(Closing::Stopped);
+        }
+    }
+
     /// Serves one request after the other on this thread, until there is more to do than that, or
     /// nothing.
     fn serve_alone<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<(), End> {
@@ -218,7 +222,10 @@ impl<'d> Connection<'d> {
             while self.alone {
                 let goes_on = self.turn(stream, cx)? && self.habit.is_single();
                 requests += 1;
-                self.alone = goes_on && !(requests % alone::LOOK == 0 && self.stop.poll(cx));
+                if requests % alone::LOOK == 0 {
+                    self.notice_stop(cx);
+                }
+                self.alone = goes_on && self.closing.is_none();
             }
             Ok(())
         });

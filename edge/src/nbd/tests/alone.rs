@@ -92,6 +92,25 @@ async fn a_server_that_stops_does_not_wait_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_falls_silent_as_the_server_stops_does_not_hold_it_up() {
+    let world = World::new().await;
+    let mut c = alone(&world).await;
+    let begin = std::time::Instant::now();
+    world.stop.send(true).unwrap();
+    // Just until the thread looks.
+    for _ in 0..super::super::alone::LOOK {
+        let mut reply = [0; 20 + 8 + 512];
+        if c.stream.write_all(&c.header(0, READ, 1, 0, 512)).await.is_err()
+            || tokio::io::AsyncReadExt::read_exact(&mut c.stream, &mut reply).await.is_err()
+        {
+            break;
+        }
+    }
+    world.served.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_has_a_thread_where_the_settings_give_none() {
     let world = World::with(Settings { alone_threads: 0, ..Settings::default() }).await;
     let mut c = Client::open(world.address, "p/a", false).await;
