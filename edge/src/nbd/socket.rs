@@ -12,10 +12,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// What a transmission runs over.
 pub trait Line: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Whether one thread can have it for itself.
+    const OWNABLE: bool;
+
     /// Takes the stream away from the runtime: from here on a read waits for bytes on the calling
-    /// thread, for at most `patience`, and is then `Pending` without waking anyone. False when this
-    /// kind of stream can't.
-    fn take_out(&mut self, patience: Duration) -> std::io::Result<bool>;
+    /// thread, for at most `patience`, and is then `Pending` without waking anyone.
+    fn take_out(&mut self, patience: Duration) -> std::io::Result<()>;
 
     /// Gives the stream back to the runtime.
     fn put_back(&mut self) -> std::io::Result<()>;
@@ -25,8 +27,10 @@ pub trait Line: AsyncRead + AsyncWrite + Unpin + Send {
 macro_rules! runtime_only {
     ($($stream:tt)*) => {
         impl $($stream)* {
-            fn take_out(&mut self, _: std::time::Duration) -> std::io::Result<bool> {
-                Ok(false)
+            const OWNABLE: bool = false;
+
+            fn take_out(&mut self, _: std::time::Duration) -> std::io::Result<()> {
+                Err(std::io::ErrorKind::Unsupported.into())
             }
 
             fn put_back(&mut self) -> std::io::Result<()> {
@@ -105,7 +109,9 @@ fn in_time<T>(result: std::io::Result<T>) -> Poll<std::io::Result<T>> {
 }
 
 impl Line for Socket {
-    fn take_out(&mut self, patience: Duration) -> std::io::Result<bool> {
+    const OWNABLE: bool = true;
+
+    fn take_out(&mut self, patience: Duration) -> std::io::Result<()> {
         *self = match std::mem::replace(self, Socket::Lost) {
             Socket::Tcp(stream) => {
                 let own = stream.into_std()?;
@@ -123,7 +129,7 @@ impl Line for Socket {
             }
             other => other,
         };
-        Ok(true)
+        Ok(())
     }
 
     fn put_back(&mut self) -> std::io::Result<()> {

@@ -186,7 +186,9 @@ impl<'d> Connection<'d> {
             match self.turn(stream, cx) {
                 Ok(true) => {}
                 Ok(false) => {
-                    if let Some(_thread) = self.habit.thread(&self.context.threads) {
+                    if S::OWNABLE
+                        && let Some(_thread) = self.habit.thread(&self.context.threads)
+                    {
                         let served = tokio::task::block_in_place(|| self.serve_alone(stream, cx));
                         match served {
                             Ok(()) => continue,
@@ -215,7 +217,8 @@ impl<'d> Connection<'d> {
     /// nothing.
     fn serve_alone<S: Line>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Result<(), End> {
         let gone = |e| End::Gone(Some(e));
-        self.alone = stream.take_out(alone::PATIENCE).map_err(gone)?;
+        stream.take_out(alone::PATIENCE).map_err(gone)?;
+        self.alone = true;
         self.context.metrics.alone.inc();
         let mut requests = 0;
         let served = common::blocking::allow(|| {
