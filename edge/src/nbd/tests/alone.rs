@@ -79,6 +79,18 @@ async fn a_request_that_waits_keeps_no_other_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_had_to_wait_is_answered_though_nothing_else_is_sent() {
+    let world = World::new().await;
+    let mut c = alone(&world).await;
+    let a = world.a.clone();
+    let gate = a.gate.write().await;
+    c.send(0, READ, 77, 0, 4096).await;
+    eventually(|| world.a.waiting.lock().0 > 0).await;
+    drop(gate);
+    assert_eq!(client::within(c.reply(4096)).await.cookie, 77);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_does_not_wait_for_it() {
     let world = World::new().await;
     let mut c = alone(&world).await;
