@@ -4,6 +4,7 @@
 use anyhow::Result;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use tests::block::BLOCK;
 use tests::model::Promise;
 use tests::reference::Reference;
@@ -13,12 +14,19 @@ use tests::workload::{Plan, Subject};
 
 const BLOCKS: usize = 4096;
 
+/// nbdkit over a file. The kernel may mix a read of a file with a write at the same time, so it takes one
+/// request after the other.
+fn file_server(folder: &Path, file: &Path) -> Result<Reference> {
+    let file = file.display().to_string();
+    Reference::nbdkit(folder, &["--filter=noparallel", "file", &file, "serialize=all-requests"])
+}
+
 #[test]
 fn a_server_that_keeps_what_it_acknowledged_passes() -> Result<()> {
     let folder = scratch("oracle")?;
     let file = folder.path().join("disk");
     fs::File::create(&file)?.set_len((BLOCKS * BLOCK) as u64)?;
-    let mut server = Reference::nbdkit(folder.path(), &["file", &file.display().to_string()])?;
+    let mut server = file_server(folder.path(), &file)?;
     let subject = Subject::new(server.endpoint(), "x", BLOCKS)?;
     for seed in 1..=4 {
         let running = subject.start(&Plan { seed, ..Plan::default() })?;
@@ -50,7 +58,7 @@ fn must_catch(harm: impl Fn(&fs::File, &[u8], &[u8]) -> Result<()>) -> Result<()
     let folder = scratch("oracle")?;
     let file = folder.path().join("disk");
     fs::File::create(&file)?.set_len((BLOCKS * BLOCK) as u64)?;
-    let mut server = Reference::nbdkit(folder.path(), &["file", &file.display().to_string()])?;
+    let mut server = file_server(folder.path(), &file)?;
     let subject = Subject::new(server.endpoint(), "x", BLOCKS)?;
     subject.run_for(&Plan::default(), 150)?;
     let early = subject.image()?;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tests::sim::plan::Plan;
 use tests::sim::run::run;
-use tests::sim::sequences;
+use tests::sim::sequences::{self, Alphabet};
 use tests::time::Stopwatch;
 
 const SEEDS: u64 = 500;
@@ -67,11 +67,11 @@ fn the_same_seed_is_the_same_world() {
 
 #[test]
 fn every_sequence_of_up_to_three_operations_survives_every_crash() {
-    for length in 1..=3 {
+    for (alphabet, length) in (1..=3).flat_map(|length| Alphabet::ALL.map(|alphabet| (alphabet, length))) {
         let watch = Stopwatch::start();
-        let count = sequences::run_all(length, jobs()).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let count = sequences::run_all(alphabet, length, jobs()).unwrap_or_else(|wrong| panic!("{wrong}"));
         println!(
-            "length {length}: {} sequences, {} runs in {:.1} s",
+            "{alphabet:?}, length {length}: {} sequences, {} runs in {:.1} s",
             count.sequences,
             count.runs,
             watch.seconds()

@@ -95,6 +95,8 @@ pub(crate) struct Core {
     frontiers: Frontiers,
     /// Clusters under read-modify-write: no other write may touch them meanwhile.
     claims: Vec<u64>,
+    /// How many hold new writes back.
+    frozen: u32,
     stopped: Option<Error>,
     dirty_bytes: u64,
     unsealed_bytes: u64,
@@ -127,6 +129,7 @@ impl Core {
                 trimmed: committed,
             },
             claims: Vec::new(),
+            frozen: 0,
             stopped: None,
             dirty_bytes: 0,
             unsealed_bytes: 0,
@@ -160,7 +163,7 @@ impl Core {
     }
 
     fn content_bytes(&self, kind: Kind, count: u64) -> u64 {
-        if kind == Kind::Data { count * self.cluster_size } else { 0 }
+        if kind.has_content() { count * self.cluster_size } else { 0 }
     }
 
     fn rec(&self, lsn: Lsn) -> Option<&Rec> {
@@ -181,6 +184,21 @@ impl Core {
         }
     }
 
+    /// New writes get no place in the log until as many calls of [`Core::thaw`].
+    pub fn freeze(&mut self) {
+        self.frozen += 1;
+    }
+
+    /// See [`Core::freeze`].
+    pub fn thaw(&mut self) {
+        self.frozen -= 1;
+    }
+
+    /// Whether new writes have to wait.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen > 0
+    }
+
     /// Whether a write to the range has to wait for somebody's read-modify-write.
     pub fn is_claimed(&self, addr: u64, count: u64) -> bool {
         !mutant::is_on("no-claim") && self.claims.iter().any(|&c| c >= addr && c - addr < count)
@@ -188,7 +206,7 @@ impl Core {
 
     /// Claims a cluster for a read-modify-write, unless somebody has it.
     pub fn claim(&mut self, addr: u64) -> bool {
-        let free = !self.is_claimed(addr, 1);
+        let free = !self.is_frozen() && !self.is_claimed(addr, 1);
         if free {
             self.claims.push(addr);
         }
@@ -221,7 +239,7 @@ impl Core {
             data: data.clone(),
             crcs: crcs.clone(),
         };
-        let data = (kind == Kind::Data).then_some(data);
+        let data = kind.has_content().then_some(data);
         self.dirty_bytes += self.content_bytes(kind, count);
         self.recs.push_back(Rec {
             epoch: self.epoch,
@@ -430,7 +448,7 @@ impl Core {
     fn source(&self, lsn: Lsn, addr: u64, count: u64) -> Source {
         let Some(rec) = self.rec(lsn) else { return Source::Committed };
         match rec.kind {
-            Kind::Data => {
+            Kind::Data | Kind::Snapshot => {
                 let skip = addr - rec.addr;
                 let offset = skip * self.cluster_size;
                 match (&rec.data, &rec.loc) {

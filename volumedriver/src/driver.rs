@@ -3,12 +3,13 @@
 use crate::config::Settings;
 use crate::credit::Account;
 use crate::format::keys;
-use crate::format::manifest::{Manifest, ManifestKind, Tail};
+use crate::format::manifest::{Manifest, ManifestKind, Parent, Tail};
 use crate::index::{self, PageBudget};
 use crate::journal::{Journal, JournalSettings};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
+use crate::view::MapCache;
 use crate::volume::chain::Chain;
 use crate::volume::open::{self, Home};
 use crate::volume::{MemoryBudget, Volume, reclaim};
@@ -35,6 +36,8 @@ pub struct CreateVolume {
     pub sco_size: u32,
     /// The epoch of the first owner, at least 1.
     pub epoch: Epoch,
+    /// The snapshot that it is a clone of, in the same vPool and on the backend.
+    pub parent: Option<Parent>,
 }
 
 /// A volume as its newest Manifest describes it, without opening it.
@@ -50,6 +53,8 @@ pub struct ImageInfo {
     pub sco_size: u32,
     /// The highest epoch seen.
     pub epoch: Epoch,
+    /// The snapshot that it is a clone of.
+    pub parent: Option<Parent>,
 }
 
 /// Newest Manifests that are read at a time.
@@ -99,7 +104,10 @@ impl Driver {
             table,
             memory: MemoryBudget::new(mib(settings.buffer_mib)),
             cache: Arc::new(ReadCache::new(mib(settings.read_cache_mib))),
-            pages: PageBudget::new(mib(settings.index_cache_mib)),
+            // The head maps take three quarters, what is read from TLogs the rest.
+            pages: PageBudget::new(mib(settings.index_cache_mib) / 4 * 3),
+            maps: Arc::new(MapCache::new(mib(settings.index_cache_mib) / 4)),
+            views: Arc::default(),
             uploads: Arc::new(Semaphore::new(settings.uploads)),
             device,
             left: Arc::default(),
@@ -129,13 +137,14 @@ impl Driver {
             sco_size: spec.sco_size,
             created_at: self.home.clock.unix_time().as_secs(),
             deleted_at: 0,
-            parent: None,
+            parent: spec.parent,
             tail: Tail { epoch: spec.epoch, first_sco: 1 },
             tlog_lsn: Lsn(0),
             history: Vec::new(),
             head: Vec::new(),
             pages: Vec::new(),
             tlogs: Vec::new(),
+            snapshots: Vec::new(),
         };
         self.home.created.lock().insert(spec.id);
         match Chain::create(&pool.store, manifest).await {
@@ -149,6 +158,29 @@ impl Driver {
     /// epoch; when the backend or the journal knows a higher one, a higher one is taken, and
     /// [`Volume::status`] tells which. One open handle per volume: a second open is `Conflict`.
     pub async fn open(self: &Arc<Self>, pool: &Pool, id: VolumeId, epoch: Epoch) -> Result<Arc<Volume>> {
+        self.open_at(pool, id, epoch, None).await
+    }
+
+    /// Opens a volume as the snapshot with this identity has it: its head goes back there. Its size stays, and
+    /// so do all snapshots. Everything that was acknowledged must be on the backend ([`Volume::drain`]), else
+    /// `Conflict`. After an error it happened or it did not; nothing in between.
+    pub async fn roll_back(
+        self: &Arc<Self>,
+        pool: &Pool,
+        id: VolumeId,
+        epoch: Epoch,
+        snapshot: u128,
+    ) -> Result<Arc<Volume>> {
+        self.open_at(pool, id, epoch, Some(snapshot)).await
+    }
+
+    async fn open_at(
+        self: &Arc<Self>,
+        pool: &Pool,
+        id: VolumeId,
+        epoch: Epoch,
+        back_to: Option<u128>,
+    ) -> Result<Arc<Volume>> {
         let _opening = self.begin(id)?;
         let account = {
             let mut open = self.open.lock();
@@ -156,7 +188,7 @@ impl Driver {
             let limit = self.home.device.limit_bytes() / 4 * 3;
             open.pools.entry(pool.info.id).or_insert_with(|| Account::new(limit)).clone()
         };
-        let volume = Arc::new(open::open(&self.home, pool, account, id, epoch).await?);
+        let volume = Arc::new(open::open(&self.home, pool, account, id, epoch, back_to).await?);
         self.open.lock().volumes.insert(id, Arc::downgrade(&volume));
         Ok(volume)
     }
@@ -200,6 +232,7 @@ impl Driver {
             deleted.deleted_at = self.home.clock.unix_time().as_secs();
             deleted.tlogs.clear();
             deleted.pages.clear();
+            deleted.snapshots.clear();
             match chain.put(deleted).await {
                 Err(e) if e.kind == ErrorKind::Conflict => continue,
                 outcome => return outcome,
@@ -261,6 +294,7 @@ impl Driver {
             size: manifest.size,
             sco_size: manifest.sco_size,
             epoch: manifest.epoch,
+            parent: manifest.parent,
         })
     }
 

@@ -8,6 +8,7 @@
 //! | [`sco`] | storage container objects: clusters of an LSN range and their index |
 //! | [`tlog`] | the map entries of an LSN range, sorted by address, readable block by block |
 //! | [`manifest`] | the root of a volume |
+//! | [`snapshot`] | markers in the log, and the pages that list the snapshots of a volume |
 //! | [`list`] | pages of TLog references that no longer fit the Manifest |
 //!
 //! Every decoder is bounded by its input, never panics, and answers `Corrupt` (what is wrong,
@@ -25,12 +26,14 @@ pub mod list;
 pub mod manifest;
 pub mod pool;
 pub mod sco;
+pub mod snapshot;
 pub mod tlog;
 
 pub use envelope::{BLOCK, Envelope, FOOTER_LEN, Footer, ObjectKind, ObjectRef};
 pub use manifest::{HistoryEntry, Manifest, ManifestKind, PageRef, Parent, TLogRef, Tail};
 pub use pool::PoolObject;
 pub use sco::{MapEntry, Sco, ScoHeader, ScoId, ScoIndex};
+pub use snapshot::{Description, Snapshot, SnapshotPageRef};
 pub use tlog::{DictEntry, TLog, TLogEntry};
 
 #[cfg(test)]

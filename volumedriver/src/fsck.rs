@@ -8,7 +8,9 @@ use crate::format::sco::{self, Sco, ScoId};
 use crate::log::Kind;
 use crate::pool::Pool;
 use crate::volume::chain::Chain;
+use crate::lsns::Lsns;
 use crate::volume::open::scan;
+use crate::volume::snapshots::SnapshotSet;
 use crate::volume::tlogs::{self, TLogSet};
 use common::object::list_all;
 use common::{ErrorKind, Result, VolumeId};
@@ -36,6 +38,8 @@ pub struct Report {
     pub clusters: u64,
     /// Clusters that the head maps.
     pub mapped: u64,
+    /// Snapshots.
+    pub snapshots: u64,
     /// What is wrong, each by the name of the object. Empty means that the image is whole.
     pub problems: Vec<String>,
     /// Objects that nothing names: space, not damage.
@@ -99,6 +103,14 @@ async fn check_once(
         named.insert(keys::object_key(id, &page.obj));
         report.objects += 1;
     }
+    match SnapshotSet::load(&*pool.store, manifest).await {
+        Ok(snapshots) => {
+            named.extend(snapshots.pages().map(|page| keys::object_key(id, &page.obj)));
+            report.objects += snapshots.pages().count() as u64;
+            report.snapshots = snapshots.iter().count() as u64;
+        }
+        Err(e) => report = fault(report, e)?,
+    }
     let mut head: ExtentMap<Option<Place>> = ExtentMap::default();
     // By slot; what no entry mentions stays 0 and is never asked for.
     let mut crcs: BTreeMap<ScoId, Vec<u32>> = BTreeMap::new();
@@ -109,7 +121,9 @@ async fn check_once(
         known[slot as usize..end].copy_from_slice(sums);
     };
     let mut scos: BTreeMap<ScoId, Expected> = BTreeMap::new();
+    let lsns = Lsns::head(manifest);
     for tlog_ref in set.iter() {
+        let in_head = lsns.hold(tlog_ref.lsn_lo, tlog_ref.lsn_hi);
         named.insert(keys::object_key(id, &tlog_ref.obj));
         let tlog = match tlogs::load(&*pool.store, id, tlog_ref).await {
             Ok(tlog) => tlog,
@@ -132,7 +146,9 @@ async fn check_once(
                 at += e.count as usize;
                 place = Some(Place { base: e.addr, sco, slot: e.slot });
             }
-            head.insert(e.addr, e.count, place);
+            if in_head {
+                head.insert(e.addr, e.count, place);
+            }
         }
     }
     match scan(&pool.store, manifest).await {

@@ -4,7 +4,7 @@
 //! Bytes are taken as they are and with their checksums made right: behind a checksum a fuzzer that
 //! does not know it would never get.
 
-use crate::format::{envelope, keys, list, manifest, pool, sco, tlog};
+use crate::format::{envelope, keys, list, manifest, pool, sco, snapshot, tlog};
 use crate::{index, inspect, journal};
 
 /// A function that a fuzzer calls, by name.
@@ -33,6 +33,10 @@ pub const TARGETS: &[Target] = &[
     ("list", |data| {
         list::fuzz(data);
         sealed(data, list::verify);
+    }),
+    ("snapshots", |data| {
+        snapshot::fuzz(data);
+        sealed(data, snapshot::verify);
     }),
     ("index_page", index::page::fuzz),
     ("journal_record", journal::fuzz),

@@ -65,10 +65,12 @@ pub(crate) struct ScoUse {
     pub live: u32,
 }
 
-/// Why an address has no location.
+/// What a map says of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mapped {
-    /// Never written, or discarded.
+    /// Never written (or discarded, where nothing lies below): whatever the parent has.
+    Absent,
+    /// Discarded, above a parent.
     Hole,
     /// Allocated zeroes.
     Zero,
@@ -88,9 +90,9 @@ struct Pages {
     /// Order of eviction; each page in `map` once.
     ring: VecDeque<u64>,
     dirty: BTreeSet<u64>,
-    /// Whole pages that are zero. What is here is neither in `map` nor in the table.
-    zeroes: ExtentMap<()>,
-    zeroes_dirty: bool,
+    /// Whole pages that are zero, or holes. What is here is neither in `map` nor in the table.
+    fills: ExtentMap<Mapped>,
+    fills_dirty: bool,
     /// Raised whenever a page leaves memory: a page that was read meanwhile may be old.
     evictions: u64,
 }
@@ -105,9 +107,19 @@ struct Scos {
     dead: u64,
 }
 
+/// Which map it is that an index keeps a copy of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Of {
+    /// The LSNs of the head: a copy of another head is of no use.
+    pub head: Bytes,
+    /// Whether a discard has to hide what a parent has.
+    pub above_parent: bool,
+}
+
 /// The committed head map of one volume.
 pub(crate) struct Index {
     volume: VolumeId,
+    of: Of,
     table: Arc<dyn Table>,
     budget: Arc<PageBudget>,
     pages: RwLock<Pages>,
@@ -118,9 +130,12 @@ pub(crate) struct Index {
 
 const PAGE: u8 = b'p';
 const SCO: u8 = b's';
-const ZEROES: u8 = b'z';
+const FILLS: u8 = b'z';
 const WATERMARK: u8 = b'w';
-const TABLE_VERSION: u8 = 1;
+const TABLE_VERSION: u8 = 2;
+
+/// In a row of fills: these pages are holes, not zeroes.
+const HOLES: u64 = 1 << 63;
 
 fn key(volume: VolumeId, kind: u8, rest: &[u8]) -> Vec<u8> {
     let mut key = Vec::with_capacity(17 + rest.len());
@@ -151,16 +166,18 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 impl Index {
-    /// The map as the table has it, and its watermark; an index that is lost, damaged or ahead of
-    /// `committed` starts empty at LSN 0.
+    /// The map as the table has it, and its watermark; an index that is lost, damaged, ahead of
+    /// `committed` or of another head starts empty at LSN 0.
     pub fn open(
         volume: VolumeId,
         table: Arc<dyn Table>,
         budget: Arc<PageBudget>,
         committed: Lsn,
+        of: Of,
     ) -> Result<(Index, Lsn)> {
         let index = Index {
             volume,
+            of,
             table,
             budget,
             pages: RwLock::new(Pages::default()),
@@ -189,14 +206,22 @@ impl Index {
         if mark.first() != Some(&TABLE_VERSION) {
             return Err(damaged(self.volume));
         }
-        let watermark = Lsn(u64_at(&mark, 1).ok_or_else(|| damaged(self.volume))?);
-        if let Some(zeroes) = self.table.get(&key(self.volume, ZEROES, &[]))? {
+        let (Some(watermark), Some(head)) = (u64_at(&mark, 1).map(Lsn), mark.get(9..)) else {
+            return Err(damaged(self.volume));
+        };
+        if head != self.of.head && !mutant::is_on("index-of-another-head") {
+            tracing::info!(volume = %self.volume, "the local index is that of another head: rebuilding it");
+            forget(&*self.table, self.volume)?;
+            return Ok(None);
+        }
+        if let Some(fills) = self.table.get(&key(self.volume, FILLS, &[]))? {
             let mut pages = self.pages.write();
-            for pair in zeroes.chunks(16) {
+            for pair in fills.chunks(16) {
                 let (Some(page), Some(count)) = (u64_at(pair, 0), u64_at(pair, 8)) else {
                     return Err(damaged(self.volume));
                 };
-                pages.zeroes.insert(page, count, ());
+                let fill = if count & HOLES == 0 { Mapped::Zero } else { Mapped::Hole };
+                pages.fills.insert(page, count & !HOLES, fill);
             }
         }
         let prefix = key(self.volume, SCO, &[]);
@@ -251,8 +276,8 @@ impl Index {
                     f(&slot.page);
                     return Ok(None);
                 }
-                if pages.zeroes.overlapping(number, 1).next().is_some() {
-                    return Ok(Some(Mapped::Zero));
+                if let Some(fill) = pages.fills.overlapping(number, 1).next() {
+                    return Ok(Some(fill.value));
                 }
                 pages.evictions
             };
@@ -262,7 +287,7 @@ impl Index {
                 if pages.map.contains_key(&number) || pages.evictions != evictions {
                     continue;
                 }
-                return Ok(Some(Mapped::Hole));
+                return Ok(Some(Mapped::Absent));
             };
             let page = Page::decode(&bytes).ok_or_else(|| damaged(self.volume))?;
             let mut pages = self.pages.write();
@@ -349,8 +374,8 @@ impl Index {
             for change in slice {
                 match *change {
                     Change::Data { addr, sco, slot, crcs } => self.apply_data(addr, sco, slot, crcs)?,
-                    Change::Zero { addr, count } => self.apply_range(addr, count, true)?,
-                    Change::Discard { addr, count } => self.apply_range(addr, count, false)?,
+                    Change::Zero { addr, count } => self.apply_range(addr, count, Mapped::Zero)?,
+                    Change::Discard { addr, count } => self.apply_range(addr, count, self.hole())?,
                 }
             }
             self.relieve()?;
@@ -385,10 +410,14 @@ impl Index {
         Ok(())
     }
 
-    fn apply_range(&self, addr: u64, count: u64, zero: bool) -> Result<()> {
+    /// What a discard leaves.
+    fn hole(&self) -> Mapped {
+        if self.of.above_parent { Mapped::Hole } else { Mapped::Absent }
+    }
+
+    fn apply_range(&self, addr: u64, count: u64, fill: Mapped) -> Result<()> {
         let end = addr + count;
         let whole = addr.div_ceil(PAGE_CLUSTERS)..end / PAGE_CLUSTERS;
-        let mapped = if zero { Mapped::Zero } else { Mapped::Hole };
         let edge = |from: u64, to: u64| -> Result<()> {
             let mut next = from;
             while next < to {
@@ -396,7 +425,7 @@ impl Index {
                 let n = (PAGE_CLUSTERS - first).min(to - next);
                 self.change_page(number, |page, count| {
                     for i in first..first + n {
-                        count(page.set(i, mapped), None);
+                        count(page.set(i, fill), None);
                     }
                     Ok(())
                 })?;
@@ -409,11 +438,11 @@ impl Index {
         }
         edge(addr, whole.start * PAGE_CLUSTERS)?;
         edge(whole.end * PAGE_CLUSTERS, end)?;
-        self.apply_whole_pages(whole.start, whole.end, zero)
+        self.apply_whole_pages(whole.start, whole.end, fill)
     }
 
     /// Costs the pages that exist, not the length of the range.
-    fn apply_whole_pages(&self, from: u64, to: u64, zero: bool) -> Result<()> {
+    fn apply_whole_pages(&self, from: u64, to: u64, fill: Mapped) -> Result<()> {
         let prefix = key(self.volume, PAGE, &[]);
         let mut present: BTreeSet<u64> =
             self.pages.read().map.keys().copied().filter(|p| (from..to).contains(p)).collect();
@@ -436,22 +465,22 @@ impl Index {
         for &number in &present {
             self.change_page(number, |page, count| {
                 for i in 0..PAGE_CLUSTERS {
-                    count(page.set(i, if zero { Mapped::Zero } else { Mapped::Hole }), None);
+                    count(page.set(i, fill), None);
                 }
                 Ok(())
             })?;
             self.relieve()?;
         }
         let mut pages = self.pages.write();
-        if zero {
-            pages.zeroes.insert(from, to - from, ());
+        if fill != Mapped::Absent {
+            pages.fills.insert(from, to - from, fill);
             for number in present {
-                pages.zeroes.clear(number, 1);
+                pages.fills.clear(number, 1);
             }
-            pages.zeroes_dirty = true;
-        } else if pages.zeroes.overlapping(from, to - from).next().is_some() {
-            pages.zeroes.clear(from, to - from);
-            pages.zeroes_dirty = true;
+            pages.fills_dirty = true;
+        } else if pages.fills.overlapping(from, to - from).next().is_some() {
+            pages.fills.clear(from, to - from);
+            pages.fills_dirty = true;
         }
         Ok(())
     }
@@ -470,12 +499,12 @@ impl Index {
                 Some(mapped) => Page::filled(mapped),
                 None => match self.table.get(&key(self.volume, PAGE, &number.to_be_bytes()))? {
                     Some(bytes) => Page::decode(&bytes).ok_or_else(|| damaged(self.volume))?,
-                    None => Page::filled(Mapped::Hole),
+                    None => Page::filled(Mapped::Absent),
                 },
             };
-            if absent == Some(Mapped::Zero) {
-                pages.zeroes.clear(number, 1);
-                pages.zeroes_dirty = true;
+            if absent.is_some_and(|fill| fill != Mapped::Absent) {
+                pages.fills.clear(number, 1);
+                pages.fills_dirty = true;
             }
             self.insert(&mut pages, number, page);
         }
@@ -510,16 +539,19 @@ impl Index {
             for number in &pages.dirty {
                 if let Some(slot) = pages.map.get(number) {
                     let name = key(self.volume, PAGE, &number.to_be_bytes());
-                    if slot.page.is_hole() {
+                    if slot.page.is_absent() {
                         batch.delete(name);
                     } else {
                         batch.put(name, slot.page.encode());
                     }
                 }
             }
-            if pages.zeroes_dirty {
-                let ranges = pages.zeroes.iter().flat_map(|p| [p.addr.to_le_bytes(), p.count.to_le_bytes()]);
-                batch.put(key(self.volume, ZEROES, &[]), Bytes::from(ranges.flatten().collect::<Vec<u8>>()));
+            if pages.fills_dirty {
+                let ranges = pages.fills.iter().flat_map(|p| {
+                    let holes = if p.value == Mapped::Hole { HOLES } else { 0 };
+                    [p.addr.to_le_bytes(), (p.count | holes).to_le_bytes()]
+                });
+                batch.put(key(self.volume, FILLS, &[]), Bytes::from(ranges.flatten().collect::<Vec<u8>>()));
             }
             pages.dirty.iter().copied().collect()
         };
@@ -541,7 +573,7 @@ impl Index {
             true => Lsn(watermark.0 + 2),
             false => watermark,
         };
-        let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes()].concat();
+        let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes(), &self.of.head].concat();
         batch.put(key(self.volume, WATERMARK, &[]), mark);
         if let Err(error) = self.table.write(batch) {
             self.scos.lock().dirty.extend(changed);
@@ -555,7 +587,7 @@ impl Index {
                 slot.dirty = false;
             }
         }
-        pages.zeroes_dirty = false;
+        pages.fills_dirty = false;
         self.watermark.store(watermark.0, Ordering::Relaxed);
         Ok(())
     }

@@ -145,7 +145,7 @@ fn object(name: &str, bytes: &Bytes, report: &mut Report) {
         ObjectKind::TLog => objects::tlog(&bytes, whole, report),
         ObjectKind::ListPage => objects::list_page(&bytes, whole, report),
         ObjectKind::Manifest => roots::manifest(&bytes, whole, report),
-        ObjectKind::SnapshotBlob => report.problem("this program can't read snapshot blobs"),
+        ObjectKind::SnapshotPage => objects::snapshots(&bytes, whole, report),
     }
 }
 

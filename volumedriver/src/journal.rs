@@ -37,7 +37,7 @@ mod tests;
 pub use recover::{Damage, Recovered, RecoveredEntry, RecoveredSummary, RecoveredVolume};
 pub use segment::JournalLoc;
 
-use crate::log::{Kind, LogEntry};
+use crate::log::LogEntry;
 use append::{Appender, Queue};
 use common::{Clock, Disk, Epoch, Error, Lsn, Result};
 use parking_lot::Mutex;
@@ -254,15 +254,15 @@ impl Journal {
     /// Then, without that lock, it calls [`Journal::commit`]. Never blocks. An error means that the
     /// entry is not and will not be in the journal.
     pub fn submit(&self, sink: &Arc<dyn Sink>, entry: LogEntry) -> Result<()> {
-        let fits = match entry.kind {
-            Kind::Data => {
+        let fits = match entry.kind.has_content() {
+            true => {
                 entry.crcs.len() as u64 == entry.count
                     && !entry.data.is_empty()
                     && (entry.data.len() as u64).is_multiple_of(entry.count)
                     && entry.data.len() <= self.max_payload()
                     && entry.crcs.len() <= entry.data.len() / 512
             }
-            _ => entry.data.is_empty() && entry.crcs.is_empty(),
+            false => entry.data.is_empty() && entry.crcs.is_empty(),
         };
         if !fits || !entry.kind.fits(entry.addr, entry.count) {
             return Err(Error::internal(format!(

@@ -9,6 +9,8 @@
 //! | `core` | the sans-I/O state that decides order: LSNs, frontiers, overlay |
 //! | [`journal`] | the write buffer: one journal per device, shared by all volumes |
 //! | `index` | the committed head map, a derived store |
+//! | `view` | the maps of snapshots, read from TLogs page by page |
+//! | `lsns` | which LSNs a head or a snapshot is made of |
 //! | [`mod@format`] | what lies on the backend: SCO, TLog, Manifest, lists |
 //! | [`fsck`] | checks a backend image end to end |
 //! | [`inspect`] | prints any object or journal segment for people |
@@ -23,8 +25,10 @@ mod core;
 mod credit;
 mod extent_map;
 mod index;
+mod lsns;
 mod metrics;
 mod read_cache;
+mod view;
 
 pub mod config;
 pub mod driver;
@@ -41,4 +45,6 @@ pub mod volume;
 pub use config::Settings;
 pub use driver::{CreateVolume, Driver, ImageInfo};
 pub use pool::{Pool, PoolInfo};
-pub use volume::{Frontiers, Volume, VolumeState, VolumeStatus};
+pub use format::{Description, Parent};
+pub use volume::snapshot_device::SnapshotDevice;
+pub use volume::{Frontiers, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus};

@@ -8,6 +8,9 @@ use smallvec::SmallVec;
 /// Logical cluster number: byte offset divided by the vPool's cluster size.
 pub type ClusterAddress = u64;
 
+/// The most clusters that describe a snapshot.
+pub const MAX_MARKER: u64 = 8;
+
 /// CRC32C of each cluster of an entry, in order of address (see [`cluster_crc`]).
 pub type Crcs = SmallVec<[u32; 2]>;
 
@@ -21,11 +24,11 @@ pub enum Kind {
     Zero = 2,
     /// A range that reads as zeroes and is a hole.
     Discard = 3,
-    /// A snapshot marker (from format version 1 on; nothing writes it yet).
+    /// A snapshot: whatever came before it, for ever. Its content describes it ([`crate::format::snapshot`]).
     Snapshot = 4,
     /// A new size of the volume, in bytes, in the place of the address.
     Resize = 5,
-    /// The head moves back to an earlier LSN (reserved; nothing writes it yet).
+    /// Reserved: a rollback is recorded in the cut of a new epoch, not in the log.
     Rollback = 6,
 }
 
@@ -48,10 +51,19 @@ impl Kind {
         matches!(self, Kind::Data | Kind::Zero | Kind::Discard)
     }
 
+    /// Whether it has clusters with content.
+    pub fn has_content(self) -> bool {
+        matches!(self, Kind::Data | Kind::Snapshot)
+    }
+
     /// Whether `count` clusters from `addr` on are what an entry of this kind names: a range that is not
-    /// empty and ends somewhere, or none.
+    /// empty and ends somewhere, the few clusters that describe a snapshot, or none.
     pub fn fits(self, addr: u64, count: u64) -> bool {
-        if self.is_range() { count > 0 && addr.checked_add(count).is_some() } else { count == 0 }
+        match self {
+            Kind::Data | Kind::Zero | Kind::Discard => count > 0 && addr.checked_add(count).is_some(),
+            Kind::Snapshot => addr == 0 && (1..=MAX_MARKER).contains(&count),
+            Kind::Resize | Kind::Rollback => count == 0,
+        }
     }
 }
 
@@ -68,11 +80,11 @@ pub struct LogEntry {
     pub kind: Kind,
     /// First cluster ([`Kind::is_range`]), or the new size in bytes ([`Kind::Resize`]).
     pub addr: u64,
-    /// Number of clusters; 0 when the kind has no range.
+    /// Number of clusters; 0 when the kind has neither a range nor content.
     pub count: u64,
-    /// The content: `count` clusters for [`Kind::Data`], else empty.
+    /// The content: `count` clusters if the kind has any ([`Kind::has_content`]), else empty.
     pub data: Bytes,
-    /// One per cluster for [`Kind::Data`], else empty.
+    /// One per cluster of the content.
     pub crcs: Crcs,
 }
 

@@ -6,7 +6,9 @@
 //! | `read` | resolve, plan by source, fetch, verify |
 //! | `pump` | the volume's one background task: seal, upload, commit, TLogs, Manifests |
 //! | `open` | fence, recover, cut, serve |
-//! | `reclaim` | deleting what nothing names |
+//! | `reclaim` | deleting what nothing reads |
+//! | `snapshots` | taking them, and the list of them |
+//! | `snapshot_device` | a snapshot as a read-only block device |
 //! | `chain` | the Manifests |
 //! | `tlogs` | the TLogs that the Manifest names |
 //! | `persist` | puts and gets that do not give up |
@@ -19,6 +21,8 @@ pub(crate) mod persist;
 mod pump;
 mod read;
 pub(crate) mod reclaim;
+pub mod snapshot_device;
+pub(crate) mod snapshots;
 pub(crate) mod tlogs;
 pub(crate) mod write;
 
@@ -28,7 +32,9 @@ use crate::credit::{Credits, Left};
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
 use crate::metrics::Metrics;
+use crate::format::snapshot::Description;
 use crate::read_cache::ReadCache;
+use crate::view::{MapCache, View, Views};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
@@ -37,6 +43,9 @@ use common::{
 use parking_lot::Mutex;
 use persist::Trouble;
 use pump::Command;
+use snapshot_device::SnapshotDevice;
+use snapshots::Snapshots;
+pub use snapshots::{SnapshotChange, SnapshotInfo};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -133,6 +142,10 @@ pub(crate) struct Shared {
     pub left: Arc<Left>,
     pub memory: Arc<MemoryBudget>,
     pub cache: Arc<ReadCache>,
+    pub maps: Arc<MapCache>,
+    /// What a clone began as.
+    pub parent: Option<Arc<View>>,
+    pub snapshots: Snapshots,
     pub metrics: Metrics,
     pub trouble: Trouble,
     /// Bytes of the TLogs that the newest Manifest names.
@@ -203,6 +216,7 @@ pub struct Volume {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     pump: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    views: Arc<Views>,
 }
 
 impl Volume {
@@ -242,12 +256,21 @@ impl Volume {
     pub async fn drain(&self, deadline: Duration) -> Result<()> {
         let (done, drained) = oneshot::channel();
         let target = self.shared.core.lock().accepted().0;
-        let drain = async {
+        self.command(Command::Drain { target, done }, drained, deadline).await
+    }
+
+    async fn command(
+        &self,
+        command: Command,
+        done: oneshot::Receiver<Result<()>>,
+        deadline: Duration,
+    ) -> Result<()> {
+        let answer = async {
             let closing = || Error::unavailable("the volume is closing");
-            self.commands.send(Command::Drain { target, done }).await.map_err(|_| closing())?;
-            drained.await.map_err(|_| closing())?
+            self.commands.send(command).await.map_err(|_| closing())?;
+            done.await.map_err(|_| closing())?
         };
-        match tokio::time::timeout(deadline, drain).await {
+        match tokio::time::timeout(deadline, answer).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 let reason = self.shared.trouble.get().unwrap_or_else(|| "it takes longer".into());
@@ -256,6 +279,59 @@ impl Volume {
                 )))
             }
         }
+    }
+
+    /// Takes a snapshot: durable on this machine when it returns, whether the backend answers or not.
+    /// `Conflict` when there is one of that name.
+    pub async fn snapshot(&self, about: Description) -> Result<()> {
+        Shared::snapshot(&[(self.shared.clone(), about)]).await
+    }
+
+    /// Takes one snapshot of each volume, all at one instant. When one can't be taken, none is, unless a
+    /// write buffer fails on the way.
+    pub async fn snapshot_group(group: &[(Arc<Volume>, Description)]) -> Result<()> {
+        let group: Vec<_> = group.iter().map(|(v, about)| (v.shared.clone(), about.clone())).collect();
+        Shared::snapshot(&group).await
+    }
+
+    /// The snapshots, the oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.shared.snapshots.all()
+    }
+
+    /// The snapshot of this name or identity (32 hexadecimal digits). `NotFound` names those that there are.
+    pub fn find_snapshot(&self, name: &str) -> Result<SnapshotInfo> {
+        self.shared.snapshots.find(name).ok_or_else(|| {
+            let all = self.snapshots();
+            let names: Vec<String> = all.iter().rev().take(8).map(|s| format!("'{}'", s.about.name)).collect();
+            let there = match all.len() {
+                0 => "there are none".to_owned(),
+                n if n <= 8 => format!("there are {}", names.join(", ")),
+                n => format!("there are {n}, the last of them {}", names.join(", ")),
+            };
+            Error::not_found(format!("there is no snapshot '{}': {there}", name.escape_debug()))
+        })
+    }
+
+    /// Changes or deletes a snapshot; a Manifest knows when it returns. One that is not on the backend
+    /// yet is waited for. `Unavailable` when `deadline` passes first; then it goes on by itself.
+    pub async fn change_snapshot(&self, id: u128, change: SnapshotChange, deadline: Duration) -> Result<()> {
+        let (done, changed) = oneshot::channel();
+        self.command(Command::Snapshot { id, change, done }, changed, deadline).await
+    }
+
+    /// A snapshot as a read-only device. It is on the backend when this returns; `Unavailable` when
+    /// `deadline` passes first.
+    pub async fn open_snapshot(&self, name: &str, deadline: Duration) -> Result<SnapshotDevice> {
+        let mut found = self.find_snapshot(name)?;
+        if found.lsn.is_none() {
+            self.drain(deadline).await?;
+            found = self.find_snapshot(name)?;
+        }
+        let (shared, id) = (&self.shared, found.about.id);
+        let what = format!("reading the list of snapshots of volume {}", shared.id);
+        let view = shared.persist(&what, || self.views.get(&shared.store, &shared.maps, shared.id, id)).await?;
+        Ok(SnapshotDevice::new(shared.clone(), view))
     }
 
     /// Whether [`Volume::close`] was called.
@@ -328,7 +404,7 @@ impl BlockDevice for Volume {
     }
 
     async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
-        self.shared.extents(offset, len)
+        self.shared.extents(offset, len).await
     }
 
     async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {

@@ -308,6 +308,7 @@ impl Router {
             size: record.size,
             sco_size: record.sco_size,
             epoch: record.epoch,
+            parent: None,
         };
         match self.driver.create(pool, spec).await {
             Ok(()) => {}

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tests::sim::plan::Plan;
 use tests::sim::run::{Outcome, run};
+use tests::sim::sequences::{Alphabet, run_all};
 use tests::sim::shrink::shrink;
 
 /// Simulated worlds: the volume driver over simulated disks and stores, in virtual time.
@@ -100,18 +101,19 @@ impl Sum {
 }
 
 fn sequences(most: usize, jobs: usize) -> ExitCode {
-    for length in 1..=most {
+    let each = (1..=most).flat_map(|length| Alphabet::ALL.map(|alphabet| (alphabet, length)));
+    for (alphabet, length) in each {
         let begin = Instant::now();
-        match tests::sim::sequences::run_all(length, jobs) {
+        match run_all(alphabet, length, jobs) {
             Ok(n) => {
                 let took = begin.elapsed().as_secs_f64();
                 println!(
-                    "length {length}: {} sequences, {} runs in {took:.1} s, none wrong",
+                    "{alphabet:?}, length {length}: {} sequences, {} runs in {took:.1} s, none wrong",
                     n.sequences, n.runs
                 );
             }
             Err(wrong) => {
-                println!("length {length}: {wrong}");
+                println!("{alphabet:?}, length {length}: {wrong}");
                 return ExitCode::FAILURE;
             }
         }

@@ -1,4 +1,4 @@
-//! The reference model of a volume: a log of operations, and the image that a prefix of it makes.
+//! The reference model of a volume: a log of operations, and what a prefix of it makes.
 
 use super::model::{PER_CLUSTER, SECTOR};
 
@@ -23,6 +23,23 @@ pub enum Op {
     Resize,
     /// The process is killed and started again.
     Restart,
+    /// Takes a snapshot.
+    Snapshot,
+    /// Clones the newest snapshot, writes a part of the clone's cluster 0 and discards its cluster 1.
+    Clone,
+    /// Rolls back to the newest snapshot.
+    Rollback,
+    /// Deletes the newest snapshot that has no clone.
+    DeleteSnapshot,
+}
+
+/// What the first operations make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The volume.
+    pub image: Vec<u8>,
+    /// The snapshots that there are: the number of the operation that took each, and what it shows.
+    pub snapshots: Vec<(usize, Vec<u8>)>,
 }
 
 /// What a client knows.
@@ -32,43 +49,80 @@ pub struct Reference {
     pub log: Vec<Op>,
     /// How many of them were acknowledged: the death of the process keeps them.
     pub acked: usize,
-    /// How many were before the last flush, FUA or resize: a power cut keeps them.
+    /// How many were before the last flush, FUA, snapshot or resize: a power cut keeps them.
     pub flushed: usize,
     /// How many were uploaded: the loss of the data directory keeps them.
     pub committed: usize,
+    /// Snapshots that were asked to go: by which operation, which, and whether it was acknowledged.
+    pub deleted: Vec<(usize, usize, bool)>,
+    /// Clones that were acknowledged: by which operation, and of which snapshot.
+    pub clones: Vec<(usize, usize)>,
 }
+
+const BYTES: usize = PER_CLUSTER * SECTOR;
 
 impl Reference {
     /// The last operation was acknowledged.
     pub fn ack(&mut self) {
         self.acked = self.log.len();
-        if matches!(self.log.last(), Some(Op::Flush | Op::Fua(_) | Op::Resize | Op::Upload)) {
+        let last = self.log.last();
+        let uploads = matches!(last, Some(Op::Upload | Op::Clone | Op::Rollback));
+        if uploads || matches!(last, Some(Op::Flush | Op::Fua(_) | Op::Resize | Op::Snapshot)) {
             self.flushed = self.acked;
         }
-        if self.log.last() == Some(&Op::Upload) {
+        if uploads {
             self.committed = self.acked;
         }
     }
 
-    /// The image that the first `n` operations make, of a volume that had `clusters`.
-    pub fn image(&self, clusters: usize, n: usize) -> Vec<u8> {
-        let cluster = PER_CLUSTER * SECTOR;
-        let mut image = vec![0; clusters * cluster];
+    /// What the first `n` operations make of a volume that had `clusters`.
+    pub fn state(&self, clusters: usize, n: usize) -> State {
+        let mut image = vec![0; clusters * BYTES];
+        let mut snapshots: Vec<(usize, Vec<u8>)> = Vec::new();
         for (number, op) in self.log[..n].iter().enumerate() {
             let fill = number as u8 + 1;
             match *op {
-                Op::Write(c) | Op::Fua(c) => image[c * cluster..(c + 1) * cluster].fill(fill),
-                Op::Unaligned(c) => image[c * cluster + 3 * SECTOR..c * cluster + 6 * SECTOR].fill(fill),
-                Op::Zero(c) | Op::Discard(c) => image[c * cluster..(c + 1) * cluster].fill(0),
-                Op::Resize => image.resize(image.len() + cluster, 0),
-                Op::Flush | Op::Restart | Op::Upload => {}
+                Op::Write(c) | Op::Fua(c) => image[c * BYTES..(c + 1) * BYTES].fill(fill),
+                Op::Unaligned(c) => image[c * BYTES + 3 * SECTOR..c * BYTES + 6 * SECTOR].fill(fill),
+                Op::Zero(c) | Op::Discard(c) => image[c * BYTES..(c + 1) * BYTES].fill(0),
+                Op::Resize => image.resize(image.len() + BYTES, 0),
+                Op::Snapshot => snapshots.push((number, image.clone())),
+                Op::Rollback => {
+                    if let Some((_, then)) = snapshots.last() {
+                        let size = image.len();
+                        image.clone_from(then);
+                        image.resize(size, 0);
+                    }
+                }
+                Op::DeleteSnapshot => {
+                    let gone = self.deleted.iter().find(|(by, ..)| *by == number).map(|d| d.1);
+                    snapshots.retain(|(taken, _)| Some(*taken) != gone);
+                }
+                Op::Flush | Op::Restart | Op::Upload | Op::Clone => {}
             }
         }
+        State { image, snapshots }
+    }
+
+    /// What a clone shows, given what its snapshot shows.
+    pub fn clone_of(&self, snapshot: &[u8], by: usize) -> Vec<u8> {
+        let mut image = snapshot.to_vec();
+        image[3 * SECTOR..6 * SECTOR].fill(by as u8 + 101);
+        image[BYTES..2 * BYTES].fill(0);
         image
     }
 
-    /// Whether `found` is the image of a prefix of at least `least` operations.
-    pub fn explains(&self, clusters: usize, least: usize, found: &[u8]) -> bool {
-        (least..=self.log.len()).any(|n| self.image(clusters, n) == found)
+    /// Whether `found` is what a prefix of at least `least` operations makes. A snapshot goes when a
+    /// Manifest no longer lists it, whatever becomes of the writes before.
+    pub fn explains(&self, clusters: usize, least: usize, found: &State) -> bool {
+        (least..=self.log.len()).any(|n| {
+            let state = self.state(clusters, n);
+            let gone = |number: usize, acked: bool| self.deleted.iter().any(|d| d.1 == number && d.2 >= acked);
+            let may = |s: &(usize, Vec<u8>)| state.snapshots.contains(s) && !gone(s.0, true);
+            let must = |s: &&(usize, Vec<u8>)| !gone(s.0, false);
+            state.image == found.image
+                && found.snapshots.iter().all(may)
+                && state.snapshots.iter().filter(must).all(|s| found.snapshots.contains(s))
+        })
     }
 }

@@ -5,23 +5,49 @@
 
 use super::model::SECTOR;
 use super::plan::{Crash, Plan};
-use super::reference::{Op, Reference};
+use super::reference::{Op, Reference, State};
 use super::world::{CLUSTER, World};
-use common::{BlockDevice, Error};
+use common::{BlockDevice, Error, VolumeId};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use volumedriver::{Description, SnapshotChange};
 
 /// Addresses that operations choose from, and clusters of the volume.
 const CLUSTERS: usize = 3;
 
-/// All operations.
-pub fn operations() -> Vec<Op> {
-    let mut all = vec![Op::Flush, Op::Resize, Op::Restart, Op::Upload];
-    for c in 0..CLUSTERS {
-        all.extend([Op::Write(c), Op::Unaligned(c), Op::Zero(c), Op::Discard(c), Op::Fua(c)]);
+/// Which operations the sequences are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alphabet {
+    /// What a client of a block device does.
+    Log,
+    /// Snapshots and what is done with them.
+    Snapshots,
+}
+
+impl Alphabet {
+    /// Both.
+    pub const ALL: [Alphabet; 2] = [Alphabet::Log, Alphabet::Snapshots];
+
+    /// All of its operations.
+    pub fn operations(self) -> Vec<Op> {
+        let each = |ops: fn(usize) -> Vec<Op>| (0..CLUSTERS).flat_map(ops);
+        match self {
+            Alphabet::Log => [Op::Flush, Op::Resize, Op::Restart, Op::Upload]
+                .into_iter()
+                .chain(each(|c| {
+                    vec![Op::Write(c), Op::Unaligned(c), Op::Zero(c), Op::Discard(c), Op::Fua(c)]
+                }))
+                .collect(),
+            Alphabet::Snapshots => {
+                let ops = [Op::Snapshot, Op::Clone, Op::Rollback, Op::DeleteSnapshot];
+                ops.into_iter()
+                    .chain([Op::Flush, Op::Resize, Op::Restart, Op::Upload])
+                    .chain(each(|c| vec![Op::Write(c), Op::Unaligned(c), Op::Discard(c)]))
+                    .collect()
+            }
+        }
     }
-    all
 }
 
 /// What was run.
@@ -48,8 +74,8 @@ impl Point {
 
 /// Runs every sequence of exactly `length` operations on `jobs` threads. An error names one that is
 /// wrong.
-pub fn run_all(length: usize, jobs: usize) -> Result<Count, String> {
-    let all = operations();
+pub fn run_all(alphabet: Alphabet, length: usize, jobs: usize) -> Result<Count, String> {
+    let all = alphabet.operations();
     let total = all.len().pow(length as u32);
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let runs = AtomicU64::new(0);
@@ -159,7 +185,7 @@ impl Sequence {
             s.again(crash).await?;
             let found = s.check(least).await?;
             s.again(Crash::Kill).await?;
-            if s.world.image(0).await.map_err(told)? != found {
+            if s.look().await.map_err(told)? != found {
                 return Err("a second crash changes the image".into());
             }
         } else {
@@ -173,13 +199,63 @@ impl Sequence {
         self.world.boot().await.map_err(|e| format!("the process does not start: {e}"))
     }
 
-    async fn check(&self, least: usize) -> Result<Vec<u8>, String> {
-        let found = self.world.image(0).await.map_err(|e| e.to_string())?;
-        if self.reference.explains(CLUSTERS, least, &found) {
-            return Ok(found);
+    /// What there is: the volume and all of its snapshots.
+    async fn look(&self) -> common::Result<State> {
+        let volume = &self.world.volumes[0];
+        let mut snapshots = Vec::new();
+        for s in volume.snapshots() {
+            let device = volume.open_snapshot(&s.about.name, Duration::from_secs(5)).await?;
+            let image = device.read(0, device.geometry().size as u32).await?;
+            snapshots.push((s.about.id as usize, image.to_vec()));
         }
-        let sectors: Vec<u8> = found.chunks(SECTOR).map(|s| s[0]).collect();
-        Err(format!("no prefix of at least {least} operations explains {sectors:?}"))
+        Ok(State { image: self.world.image(0).await?, snapshots })
+    }
+
+    async fn check(&self, least: usize) -> Result<State, String> {
+        let told = |e: Error| e.to_string();
+        let found = self.look().await.map_err(told)?;
+        if !self.reference.explains(CLUSTERS, least, &found) {
+            let sectors = |image: &[u8]| image.chunks(SECTOR).map(|s| s[0]).collect::<Vec<u8>>();
+            let snapshots: Vec<_> = found.snapshots.iter().map(|s| (s.0, sectors(&s.1))).collect();
+            let image = sectors(&found.image);
+            return Err(format!("no prefix of at least {least} operations explains {image:?} with {snapshots:?}"));
+        }
+        for &(by, of) in &self.reference.clones {
+            let (volume, snapshot) = (&self.world.volumes[0], snapshot_name(of));
+            let snapshot = volume.open_snapshot(&snapshot, Duration::from_secs(5)).await.map_err(told)?;
+            let then = snapshot.read(0, snapshot.geometry().size as u32).await.map_err(told)?;
+            let clone = self.world.open_clone(clone_id(by)).await.map_err(told)?;
+            let image = clone.read(0, clone.geometry().size as u32).await.map_err(told)?;
+            clone.close().await;
+            if image != self.reference.clone_of(&then, by) {
+                return Err(format!("the clone of operation {by} shows something else"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Clones a snapshot and changes the clone.
+    async fn clone(&mut self, number: usize, of: usize) -> common::Result<()> {
+        let volume = self.world.volumes[0].clone();
+        volume.drain(Duration::from_secs(5)).await?;
+        let snapshot = volume.find_snapshot(&snapshot_name(of))?;
+        self.world.create_clone(clone_id(number), volume.id(), &snapshot).await?;
+        let clone = self.world.open_clone(clone_id(number)).await?;
+        let (sector, cluster) = (SECTOR as u64, u64::from(CLUSTER));
+        let content = bytes::Bytes::from(vec![number as u8 + 101; 3 * SECTOR]);
+        clone.write(3 * sector, content, false).await?;
+        clone.discard(cluster, cluster, false).await?;
+        clone.drain(Duration::from_secs(5)).await?;
+        clone.close().await;
+        self.reference.clones.push((number, of));
+        Ok(())
+    }
+
+    /// The newest snapshot, and the newest without a clone.
+    fn newest(&self) -> (Option<usize>, Option<usize>) {
+        let all = self.reference.state(CLUSTERS, self.reference.log.len() - 1).snapshots;
+        let free = |s: &&(usize, Vec<u8>)| self.reference.clones.iter().all(|c| c.1 != s.0);
+        (all.last().map(|s| s.0), all.iter().rev().find(free).map(|s| s.0))
     }
 
     async fn step(&mut self, op: Op, number: usize) -> common::Result<()> {
@@ -190,7 +266,39 @@ impl Sequence {
             return self.world.boot().await;
         }
         let v = self.world.volumes[0].clone();
+        let (newest, free) = self.newest();
         match op {
+            Op::Snapshot => {
+                let about = Description {
+                    id: number as u128,
+                    name: snapshot_name(number),
+                    metadata: bytes::Bytes::from(vec![number as u8; 100]),
+                    ..Description::default()
+                };
+                v.snapshot(about).await
+            }
+            Op::Clone => match newest {
+                Some(of) => self.clone(number, of).await,
+                None => v.drain(Duration::from_secs(5)).await,
+            },
+            Op::Rollback => {
+                v.drain(Duration::from_secs(5)).await?;
+                if let Some(to) = newest {
+                    v.close().await;
+                    self.world.roll_back(to as u128).await?;
+                }
+                Ok(())
+            }
+            Op::DeleteSnapshot => {
+                if let Some(gone) = free {
+                    self.reference.deleted.push((number, gone, false));
+                    v.change_snapshot(gone as u128, SnapshotChange::Delete, Duration::from_secs(5)).await?;
+                    if let Some(last) = self.reference.deleted.last_mut() {
+                        last.2 = true;
+                    }
+                }
+                Ok(())
+            }
             Op::Write(c) => v.write(c as u64 * cluster, fill(cluster), false).await,
             Op::Fua(c) => v.write(c as u64 * cluster, fill(cluster), true).await,
             Op::Unaligned(c) => {
@@ -205,6 +313,14 @@ impl Sequence {
             Op::Restart => Ok(()),
         }
     }
+}
+
+fn snapshot_name(number: usize) -> String {
+    format!("s{number}")
+}
+
+fn clone_id(number: usize) -> VolumeId {
+    VolumeId(0xc10e_0000 + number as u128)
 }
 
 /// One small volume, nothing wrong but the crash.

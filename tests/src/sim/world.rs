@@ -7,7 +7,7 @@ use common::{Clock, Epoch, Error, Result, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use volumedriver::{CreateVolume, Driver, Pool, PoolInfo, Settings, Volume};
+use volumedriver::{CreateVolume, Driver, Parent, Pool, PoolInfo, Settings, SnapshotInfo, Volume};
 
 /// Bytes in a cluster.
 pub const CLUSTER: u32 = 4096;
@@ -77,6 +77,7 @@ impl World {
                 size: (plan.size * SECTOR) as u64,
                 sco_size: 1 << 20,
                 epoch: Epoch(1),
+                parent: None,
             };
             driver.create(&world.pools[volume % 2], spec).await?;
         }
@@ -107,6 +108,35 @@ impl World {
             self.volumes.push(open);
         }
         Ok(())
+    }
+
+    /// Makes a clone of a snapshot of a volume of the first pool.
+    pub async fn create_clone(&self, id: VolumeId, volume: VolumeId, of: &SnapshotInfo) -> Result<()> {
+        let parent = Parent { volume, snapshot: of.about.id, lsn: of.lsn.unwrap_or_default() };
+        let spec = CreateVolume {
+            id,
+            name: format!("clone {id}"),
+            size: of.size,
+            sco_size: 1 << 20,
+            epoch: Epoch(1),
+            parent: Some(parent),
+        };
+        self.driver()?.create(&self.pools[0], spec).await
+    }
+
+    /// Opens a clone.
+    pub async fn open_clone(&self, id: VolumeId) -> Result<Arc<Volume>> {
+        self.driver()?.open(&self.pools[0], id, Epoch(1)).await
+    }
+
+    /// Opens the first volume, which is closed, as a snapshot has it.
+    pub async fn roll_back(&mut self, snapshot: u128) -> Result<()> {
+        self.volumes[0] = self.driver()?.roll_back(&self.pools[0], id(0), Epoch(1), snapshot).await?;
+        Ok(())
+    }
+
+    fn driver(&self) -> Result<&Arc<Driver>> {
+        self.driver.as_ref().ok_or_else(|| Error::internal("the process is not running"))
     }
 
     /// Things go wrong, or well again.

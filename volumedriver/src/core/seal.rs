@@ -13,20 +13,20 @@ pub(crate) struct SealPlan {
     pub lsn_hi: Lsn,
     /// Ranges in order of address, disjoint.
     pub runs: Vec<SealRun>,
-    /// Entries without a range, in LSN order: kind, LSN and the number in the address's place.
-    pub controls: Vec<(Kind, Lsn, u64)>,
+    /// Entries without a range, in LSN order. A snapshot's marker is the last entry of all.
+    pub controls: Vec<SealRun>,
 }
 
-/// A range of a SCO.
+/// A range of a SCO, or an entry without one.
 #[derive(Debug)]
 pub(crate) struct SealRun {
     pub addr: u64,
     pub count: u64,
     pub lsn: Lsn,
     pub kind: Kind,
-    /// Where the content is, for data.
+    /// Where the content is, if there is any.
     pub source: Source,
-    /// The checksums of the content, for data.
+    /// The checksums of the content.
     pub crcs: Crcs,
 }
 
@@ -77,29 +77,33 @@ impl Core {
                     ranges.insert(rec.addr, rec.count, lsn);
                 }
             } else {
-                controls.push((rec.kind, lsn, rec.addr));
+                taken_bytes += self.content_bytes(rec.kind, rec.count);
+                controls.push(self.seal_run(lsn, rec.addr, rec.count)?);
             }
             lsn_hi = lsn;
+            // A TLog ends at every snapshot, and so does a SCO.
+            if rec.kind == Kind::Snapshot && !mutant::is_on("sco-across-a-snapshot") {
+                break;
+            }
         }
-        let runs = ranges
-            .iter()
-            .filter_map(|p| {
-                let rec = self.rec(p.value)?;
-                let crcs = if rec.kind == Kind::Data {
-                    let skip = (p.addr - rec.addr) as usize;
-                    rec.crcs[skip..skip + p.count as usize].into()
-                } else {
-                    Crcs::new()
-                };
-                let source = self.source(p.value, p.addr, p.count);
-                Some(SealRun { addr: p.addr, count: p.count, lsn: p.value, kind: rec.kind, source, crcs })
-            })
-            .collect();
+        let runs = ranges.iter().filter_map(|p| self.seal_run(p.value, p.addr, p.count)).collect();
         self.frontiers.sealed = lsn_hi;
         self.unsealed_bytes -= taken_bytes;
         let remains = lsn_hi < self.frontiers.accepted;
         self.unsealed_since = self.rec(lsn_hi.next()).filter(|_| remains).map(|rec| rec.retired_at);
         self.assert_order();
         Some(SealPlan { lsn_lo, lsn_hi, runs, controls })
+    }
+
+    /// What the entry with this LSN does to `count` clusters from `addr` on.
+    fn seal_run(&self, lsn: Lsn, addr: u64, count: u64) -> Option<SealRun> {
+        let rec = self.rec(lsn)?;
+        let crcs = if rec.kind.has_content() {
+            let skip = (addr - rec.addr) as usize;
+            rec.crcs[skip..skip + count as usize].into()
+        } else {
+            Crcs::new()
+        };
+        Some(SealRun { addr, count, lsn, kind: rec.kind, source: self.source(lsn, addr, count), crcs })
     }
 }

@@ -46,8 +46,8 @@ pub enum ObjectKind {
     TLog = 5,
     /// A page of references to TLogs.
     ListPage = 6,
-    /// What a person attached to a snapshot (reserved; nothing writes it yet).
-    SnapshotBlob = 7,
+    /// A page of snapshots.
+    SnapshotPage = 7,
 }
 
 impl ObjectKind {
@@ -60,7 +60,7 @@ impl ObjectKind {
             4 => ObjectKind::RelocSco,
             5 => ObjectKind::TLog,
             6 => ObjectKind::ListPage,
-            7 => ObjectKind::SnapshotBlob,
+            7 => ObjectKind::SnapshotPage,
             _ => return None,
         })
     }
@@ -75,7 +75,7 @@ impl fmt::Display for ObjectKind {
             ObjectKind::RelocSco => "relocation SCO",
             ObjectKind::TLog => "TLog",
             ObjectKind::ListPage => "list page",
-            ObjectKind::SnapshotBlob => "snapshot blob",
+            ObjectKind::SnapshotPage => "page of snapshots",
         })
     }
 }

@@ -42,7 +42,7 @@ pub enum Key {
         /// Which.
         id: ScoId,
     },
-    /// A list page or a snapshot blob.
+    /// A list page or a page of snapshots.
     List {
         /// Whose.
         volume: VolumeId,
@@ -164,7 +164,7 @@ pub fn tlog_key(volume: VolumeId, epoch: Epoch, number: u64) -> String {
     Key::TLog { volume, id: ScoId { epoch, number } }.to_string()
 }
 
-/// Name of a list page or of a snapshot blob: they share their numbers.
+/// Name of a list page or of a page of snapshots: they share their numbers.
 pub fn list_key(volume: VolumeId, epoch: Epoch, number: u64) -> String {
     Key::List { volume, id: ScoId { epoch, number } }.to_string()
 }
@@ -182,7 +182,7 @@ pub fn place(volume: VolumeId, kind: ObjectKind, id: ScoId) -> String {
         ObjectKind::LogSco => Key::Sco { volume, id },
         ObjectKind::RelocSco => Key::Reloc { volume, id },
         ObjectKind::TLog => Key::TLog { volume, id },
-        ObjectKind::ListPage | ObjectKind::SnapshotBlob => Key::List { volume, id },
+        ObjectKind::ListPage | ObjectKind::SnapshotPage => Key::List { volume, id },
     }
     .to_string()
 }

@@ -10,6 +10,7 @@ use super::cursor::{Reader, Writer, refuse};
 use super::envelope::{self, BLOCK, Envelope, FOOTER_LEN, ObjectKind, ObjectRef};
 use super::pool::{MAX_NAME, check_cluster};
 use super::sco::MAX_SLOTS;
+use super::snapshot::SnapshotPageRef;
 use bytes::Bytes;
 use common::crc::crc32c;
 use common::{Epoch, Error, ErrorKind, Lsn, Result, VolumeId};
@@ -179,6 +180,8 @@ pub struct Manifest {
     pub pages: Vec<PageRef>,
     /// The newest TLogs, by (first LSN, first address).
     pub tlogs: Vec<TLogRef>,
+    /// Pages with its snapshots, by ascending LSN.
+    pub snapshots: Vec<SnapshotPageRef>,
 }
 
 impl fmt::Display for Manifest {
@@ -342,6 +345,7 @@ impl Manifest {
         if self.pages.windows(2).any(|p| p[0].lsn_lo > p[1].lsn_lo) {
             return bad("list pages are out of order".into());
         }
+        self.snapshots.iter().try_for_each(|page| page.check(self))?;
         check_tlogs(self, &self.tlogs)?;
         if let (Some(page), Some(first)) = (self.pages.last(), self.tlogs.first())
             && page.lsn_lo > first.lsn_lo

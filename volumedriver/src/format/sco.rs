@@ -89,13 +89,13 @@ impl ScoHeader {
 pub struct MapEntry {
     /// First cluster, or the size in bytes for [`Kind::Resize`].
     pub addr: u64,
-    /// Number of clusters; 0 when the kind has no range.
+    /// Number of clusters; 0 when the kind has neither a range nor content.
     pub count: u64,
     /// When it was written.
     pub lsn: Lsn,
     /// What it does.
     pub kind: Kind,
-    /// Slot of its first cluster for [`Kind::Data`], else 0.
+    /// Slot of its first cluster if it has content ([`Kind::has_content`]), else 0.
     pub slot: u32,
 }
 
@@ -103,7 +103,7 @@ pub struct MapEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ScoIndex {
     /// Ranges by ascending address, disjoint; then whatever has no range, by LSN.
-    /// Slots of data are dense from 0 in this order.
+    /// Slots of content are dense from 0 in this order.
     pub entries: Vec<MapEntry>,
     /// Checksum of the cluster in each slot ([`cluster_crc`]).
     pub crcs: Vec<u32>,
@@ -178,15 +178,15 @@ impl ScoIndex {
                 }
                 end = check_range(envelope, i, e.addr, e.count)?;
             } else {
-                if e.count != 0 {
-                    return bad(i, format!("has a count of {} but no range", e.count));
+                if !e.kind.fits(e.addr, e.count) {
+                    return bad(i, format!("is a {:?} of {} clusters at {}", e.kind, e.count, e.addr));
                 }
                 if marker.is_some_and(|last| last >= e.lsn) {
                     return bad(i, format!("has LSN {}, not above its predecessor's", e.lsn));
                 }
                 marker = Some(e.lsn);
             }
-            if e.kind != Kind::Data {
+            if !e.kind.has_content() {
                 if e.slot != 0 {
                     return bad(i, format!("has slot {} but no data", e.slot));
                 }
@@ -274,7 +274,7 @@ impl Sco {
 
     /// Checks every cluster against the index.
     pub fn verify_clusters(&self) -> Result<()> {
-        for e in self.index.entries.iter().filter(|e| e.kind == Kind::Data) {
+        for e in self.index.entries.iter().filter(|e| e.kind.has_content()) {
             for (addr, slot) in (e.addr..e.addr + e.count).zip(e.slot..) {
                 self.verify_cluster(addr, slot)?;
             }

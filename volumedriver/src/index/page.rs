@@ -14,9 +14,10 @@ pub(crate) const PAGE_CLUSTERS: u64 = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Location(u128);
 
-const HOLE: u128 = 0;
+const ABSENT: u128 = 0;
 const DATA: u128 = 1;
 const ZERO: u128 = 2;
+const HOLE: u128 = 3;
 
 impl Location {
     /// The location, if its numbers fit: 2^32 epochs and SCOs per epoch, 2^24 slots.
@@ -57,6 +58,7 @@ pub(crate) struct Page([u128; PAGE_CLUSTERS as usize]);
 
 fn pack(mapped: Mapped) -> u128 {
     match mapped {
+        Mapped::Absent => ABSENT,
         Mapped::Hole => HOLE,
         Mapped::Zero => ZERO,
         Mapped::At(location) => location.0,
@@ -65,6 +67,7 @@ fn pack(mapped: Mapped) -> u128 {
 
 fn unpack(raw: u128) -> Mapped {
     match raw & 0xff {
+        ABSENT => Mapped::Absent,
         HOLE => Mapped::Hole,
         ZERO => Mapped::Zero,
         _ => Mapped::At(Location(raw)),
@@ -88,8 +91,8 @@ impl Page {
         unpack(std::mem::replace(&mut self.0[at as usize], pack(mapped)))
     }
 
-    pub fn is_hole(&self) -> bool {
-        self.0.iter().all(|&raw| raw == HOLE)
+    pub fn is_absent(&self) -> bool {
+        self.0.iter().all(|&raw| raw == ABSENT)
     }
 
     /// The locations and a checksum.
@@ -108,10 +111,10 @@ impl Page {
         if body.len() as u64 != Self::BYTES || crc32c(body) != u32::from_le_bytes(*crc) {
             return None;
         }
-        let mut page = Page::filled(Mapped::Hole);
+        let mut page = Page::filled(Mapped::Absent);
         for (slot, raw) in page.0.iter_mut().zip(body.chunks_exact(16)) {
             *slot = u128::from_le_bytes(raw.try_into().ok()?);
-            if *slot & 0xff > ZERO {
+            if *slot & 0xff > HOLE {
                 return None;
             }
         }

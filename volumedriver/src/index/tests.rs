@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 const V: VolumeId = VolumeId(3);
 
+fn of(head: &'static str) -> Of {
+    Of { head: Bytes::from_static(head.as_bytes()), above_parent: false }
+}
+
 fn sco(number: u64) -> ScoId {
     ScoId { epoch: Epoch(1), number }
 }
@@ -37,18 +41,22 @@ proptest! {
     /// The map is an array, its counts are those of the array, and a crash takes it back to the
     /// watermark, from where the same changes lead to the same map.
     #[test]
-    fn behaves_like_an_array_and_comes_back_after_a_crash(ops in proptest::collection::vec(op(), 1..60)) {
+    fn behaves_like_an_array_and_comes_back_after_a_crash(
+        ops in proptest::collection::vec(op(), 1..60),
+        above_parent in any::<bool>(),
+    ) {
+        let of = Of { above_parent, ..of("a") };
         let table = Arc::new(SimTable::new());
         let budget = PageBudget::new(64 * Page::BYTES);
-        let (mut index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0)).unwrap();
-        let mut model = vec![Mapped::Hole; 4096];
+        let (mut index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of.clone()).unwrap();
+        let mut model = vec![Mapped::Absent; 4096];
         let mut log: Vec<Op> = Vec::new();
         for op in ops {
             match op {
                 Op::Checkpoint => index.checkpoint(Lsn(log.len() as u64)).unwrap(),
                 Op::Crash => {
                     table.crash(|n| n / 2);
-                    let (again, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(log.len() as u64)).unwrap();
+                    let (again, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(log.len() as u64), of.clone()).unwrap();
                     index = again;
                     for (lsn, op) in log.iter().enumerate().skip(mark.0 as usize) {
                         apply(&index, lsn as u64 + 1, op);
@@ -57,7 +65,7 @@ proptest! {
                 change => {
                     log.push(change.clone());
                     apply(&index, log.len() as u64, &change);
-                    model_apply(&mut model, log.len() as u64, &change);
+                    model_apply(&mut model, log.len() as u64, &change, index.hole());
                 }
             }
             prop_assert_eq!(&all(&index, 4096), &model);
@@ -87,7 +95,7 @@ fn apply(index: &Index, lsn: u64, op: &Op) {
     }
 }
 
-fn model_apply(model: &mut [Mapped], lsn: u64, op: &Op) {
+fn model_apply(model: &mut [Mapped], lsn: u64, op: &Op, hole: Mapped) {
     match *op {
         Op::Data(addr, n) => {
             for (i, crc) in crcs(n).into_iter().enumerate() {
@@ -95,7 +103,7 @@ fn model_apply(model: &mut [Mapped], lsn: u64, op: &Op) {
             }
         }
         Op::Zero(addr, count) => model[addr as usize..(addr + count) as usize].fill(Mapped::Zero),
-        Op::Discard(addr, count) => model[addr as usize..(addr + count) as usize].fill(Mapped::Hole),
+        Op::Discard(addr, count) => model[addr as usize..(addr + count) as usize].fill(hole),
         _ => {}
     }
 }
@@ -104,23 +112,23 @@ fn model_apply(model: &mut [Mapped], lsn: u64, op: &Op) {
 fn an_index_ahead_of_the_backend_or_damaged_is_dropped() {
     let table = Arc::new(SimTable::new());
     let budget = PageBudget::new(1 << 20);
-    let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0)).unwrap();
+    let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of("a")).unwrap();
     apply(&index, 1, &Op::Data(0, 3));
     index.checkpoint(Lsn(9)).unwrap();
-    let (index, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(8)).unwrap();
-    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Hole; 3]));
+    let (index, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(8), of("a")).unwrap();
+    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Absent; 3]));
     apply(&index, 1, &Op::Data(0, 3));
     index.checkpoint(Lsn(9)).unwrap();
     let mut batch = Batch::default();
     batch.put(key(V, WATERMARK, &[]), vec![99u8; 3]);
     table.write(batch).unwrap();
-    let (index, mark) = Index::open(V, table, budget, Lsn(100)).unwrap();
-    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Hole; 3]));
+    let (index, mark) = Index::open(V, table, budget, Lsn(100), of("a")).unwrap();
+    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Absent; 3]));
 }
 
 #[test]
 fn a_range_of_64_tib_costs_the_pages_that_exist() {
-    let (index, _) = Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0)).unwrap();
+    let (index, _) = Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0), of("a")).unwrap();
     let end = (64u64 << 40) / 4096;
     apply(&index, 1, &Op::Data(1_000_000, 3));
     apply(&index, 2, &Op::Zero(1, end - 1));
@@ -132,7 +140,7 @@ fn a_range_of_64_tib_costs_the_pages_that_exist() {
     index.checkpoint(Lsn(3)).unwrap();
     out.clear();
     index.lookup(999_999, 3, &mut out).unwrap();
-    assert_eq!(out, vec![Mapped::Hole; 3]);
+    assert_eq!(out, vec![Mapped::Absent; 3]);
     assert_eq!(index.live(sco(1)), 0);
     assert_eq!((index.dead_scos(), index.dead_bytes()), (vec![(sco(1), 1000)], 1000));
 }
@@ -140,7 +148,7 @@ fn a_range_of_64_tib_costs_the_pages_that_exist() {
 #[test]
 fn pages_beyond_the_budget_are_given_back_and_read_again() {
     let budget = PageBudget::new(64 * Page::BYTES);
-    let (index, _) = Index::open(V, Arc::new(SimTable::new()), budget.clone(), Lsn(0)).unwrap();
+    let (index, _) = Index::open(V, Arc::new(SimTable::new()), budget.clone(), Lsn(0), of("a")).unwrap();
     let pages = 500;
     for page in 0..pages {
         apply(&index, page + 1, &Op::Data(page * PAGE_CLUSTERS, 1));
@@ -158,4 +166,14 @@ fn pages_beyond_the_budget_are_given_back_and_read_again() {
         }
     }
     assert!(budget.used.load(Ordering::Relaxed) <= 64 + 8, "memory for pages is bounded");
+}
+
+#[test]
+fn the_index_of_another_head_is_of_no_use() {
+    let (table, budget) = (Arc::new(SimTable::new()), PageBudget::new(1 << 20));
+    let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of("a")).unwrap();
+    apply(&index, 1, &Op::Data(0, 3));
+    index.checkpoint(Lsn(9)).unwrap();
+    let (index, mark) = Index::open(V, table, budget, Lsn(9), of("b")).unwrap();
+    assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Absent; 3]));
 }

@@ -1,7 +1,7 @@
-//! SCOs, TLogs and list pages for people.
+//! SCOs, TLogs, list pages and pages of snapshots for people.
 
-use super::{Report, addresses, head, index_of};
-use crate::format::{BLOCK, ObjectKind, TLogEntry, TLogRef, list, sco, tlog};
+use super::{Report, addresses, head, index_of, time};
+use crate::format::{BLOCK, Description, ObjectKind, Sco, TLogEntry, TLogRef, list, sco, snapshot, tlog};
 use crate::log::Kind;
 use bytes::Bytes;
 use common::crc::crc32c;
@@ -24,14 +24,49 @@ pub(super) fn sco(bytes: &Bytes, whole: bool, report: &mut Report) {
         let what = match e.kind {
             Kind::Data => format!("{} slot {}", addresses(e.addr, e.count), e.slot),
             Kind::Resize => format!("to {} bytes", e.addr),
+            Kind::Snapshot => marker(&sco, e.slot, e.count),
             kind if kind.is_range() => addresses(e.addr, e.count),
             _ => format!("{}", e.addr),
         };
         report.line(format_args!("  {:<8} LSN {} {what}", kind_name(e.kind), e.lsn));
-        if e.kind == Kind::Data {
+        if e.kind.has_content() {
             for (addr, slot) in (e.addr..e.addr + e.count).zip(e.slot..) {
                 report.check(sco.verify_cluster(addr, slot));
             }
+        }
+    }
+}
+
+/// What the marker in these slots says of its snapshot.
+fn marker(sco: &Sco, slot: u32, count: u64) -> String {
+    let content: Vec<Bytes> = (slot..).take(count as usize).map_while(|slot| sco.cluster(slot)).collect();
+    match Description::decode_marker(&content.concat()) {
+        Ok(about) => format!("'{}' {:032x} slot {slot}", about.name, about.id),
+        Err(error) => format!("slot {slot}: {error}"),
+    }
+}
+
+pub(super) fn snapshots(bytes: &Bytes, whole: bool, report: &mut Report) {
+    if !whole {
+        report.field("cut off", "without footer nothing more can be read");
+        return;
+    }
+    let Some((_, snapshots)) = report.check(snapshot::decode(bytes)) else { return };
+    report.field("snapshots", snapshots.len());
+    for s in &snapshots {
+        report.line(format_args!(
+            "    '{}' {:032x} at LSN {}: {} bytes, taken {}, {} bytes of metadata{}{}",
+            s.about.name,
+            s.about.id,
+            s.lsn,
+            s.size,
+            time(s.about.created_at),
+            s.about.metadata.len(),
+            if s.about.consistent { ", consistent" } else { "" },
+            if s.about.sticky { ", sticky" } else { "" },
+        ));
+        for (lo, hi) in &s.view {
+            report.line(format_args!("        LSNs {lo} to {hi}"));
         }
     }
 }

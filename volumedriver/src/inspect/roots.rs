@@ -84,6 +84,13 @@ pub(super) fn manifest(bytes: &Bytes, whole: bool, report: &mut Report) {
             _ => report.line(format_args!("    LSNs {lo} to {hi}")),
         }
     }
+    report.field("pages of snapshots", m.snapshots.len());
+    for p in &m.snapshots {
+        report.line(format_args!(
+            "    {}: {} snapshots, {} bytes, index checksum {:08x}",
+            p.obj, p.count, p.obj.len, p.obj.index_crc
+        ));
+    }
     report.field("list pages", m.pages.len());
     for p in &m.pages {
         report.line(format_args!(

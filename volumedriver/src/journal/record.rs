@@ -9,7 +9,7 @@
 //! 56  durable segno u64, life u64, offset u64: the durable position known when it was written
 //! 80  CRC32C of the header before it u32  84 number of entries u32
 //! 88  entries, each: volume u128, epoch u64, lsn u64, addr u64, count u64, payload_len u32,
-//!     kind u8, flags u8 (1: copy), reserved u16, crc u32 for each cluster (data only)
+//!     kind u8, flags u8 (1: copy), reserved u16, crc u32 for each cluster of content
 //!     CRC32C of all of the above u32; that is header_len bytes
 //!     payloads, one behind the other, in the order of the entries; zeroes up to the alignment
 //! ```
@@ -283,7 +283,7 @@ fn decode_entry(r: &mut Reader<'_>, payload_at: usize) -> Result<EntryHead, &'st
     if !kind.fits(addr, count) {
         return Err("an entry's range is impossible");
     }
-    let crcs = if kind == Kind::Data {
+    let crcs = if kind.has_content() {
         if payload_len == 0 || !(payload_len as u64).is_multiple_of(count) {
             return Err("an entry's length is not that of its clusters");
         }

@@ -7,9 +7,12 @@
 //! 4. *Cut*: put a Manifest that covers the scanned SCOs with a TLog and records where every older
 //!    epoch ended. What arrives late under an older epoch does not count.
 //! 5. *Serve*. The recovered entries are sealed again, under the new epoch.
+//!
+//! A rollback is an open whose cut moves the head: one Manifest, so it happened or it did not.
 
 use super::chain::Chain;
 use super::pump::Pump;
+use super::snapshots::{SnapshotSet, Snapshots};
 use super::tlogs::{self, TLogSet, TailSco};
 use super::{MemoryBudget, Shared, Volume};
 use crate::config::Settings;
@@ -17,14 +20,17 @@ use crate::core::Core;
 use crate::credit::{Account, Credits, Left};
 use crate::format::envelope::{BLOCK, ObjectKind};
 use crate::format::keys;
-use crate::format::manifest::{HistoryEntry, Manifest, ManifestKind, Tail};
+use crate::format::manifest::{HistoryEntry, Manifest, ManifestKind, TLogRef, Tail};
 use crate::format::sco::{self, ScoHeader, ScoId};
-use crate::index::{Index, PageBudget};
+use crate::format::snapshot::{Description, MAX_RANGES, Snapshot};
+use crate::index::{self, Index, PageBudget};
 use crate::journal::{Damage, Journal, RecoveredEntry, RecoveredVolume};
-use crate::log::Kind;
+use crate::log::{Kind, cluster_crc};
+use crate::lsns::Lsns;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
+use crate::view::{MapCache, Views};
 use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId, mutant};
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
@@ -51,6 +57,8 @@ pub(crate) struct Home {
     pub memory: Arc<MemoryBudget>,
     pub cache: Arc<ReadCache>,
     pub pages: Arc<PageBudget>,
+    pub maps: Arc<MapCache>,
+    pub views: Arc<Views>,
     pub uploads: Arc<Semaphore>,
     pub device: Arc<Account>,
     pub left: Arc<Left>,
@@ -61,17 +69,29 @@ pub(crate) struct Home {
     pub created: Mutex<HashSet<VolumeId>>,
 }
 
-/// Opens the volume with an epoch of at least `epoch`.
+/// What the cut of an open covers and records.
+struct Image {
+    chain: Chain,
+    tlogs: TLogSet,
+    snapshots: SnapshotSet,
+    /// The head from now on.
+    head: Lsns,
+    /// TLogs and pages that this epoch has put.
+    next_object: u64,
+}
+
+/// Opens the volume with an epoch of at least `epoch`, as it was or, if so, as a snapshot has it.
 pub(crate) async fn open(
     home: &Home,
     pool: &Pool,
     account: Arc<Account>,
     id: VolumeId,
     epoch: Epoch,
+    back_to: Option<u128>,
 ) -> Result<Volume> {
     let store = pool.store.clone();
     let started = home.clock.now();
-    let mut chain = fence(home, &store, id, epoch).await?;
+    let chain = fence(home, &store, id, epoch).await?;
     let fenced = chain.current().clone();
     let epoch = fenced.epoch;
     if 1u32.checked_shl(u32::from(fenced.cluster_log2)) != Some(pool.info.cluster_size) {
@@ -80,21 +100,29 @@ pub(crate) async fn open(
 
     let tail = scan(&store, &fenced).await?;
     let covered = tail.last().map_or(fenced.tlog_lsn, |s| s.lsn_hi);
-    let mut set = TLogSet::load(&*store, &fenced).await?;
-    let mut next_object = 0;
-    if let Some(tlog) = tlogs::merge(&tail) {
-        next_object += 1;
-        let name = ScoId { epoch, number: next_object };
-        let (object, named) = tlogs::encode(id, name, fenced.writer, &tlog)?;
-        super::persist::put_own(&*store, &object.key, &[object.bytes]).await?;
-        set.push(named);
+    let mut image = Image {
+        tlogs: TLogSet::load(&*store, &fenced).await?,
+        snapshots: SnapshotSet::load(&*store, &fenced).await?,
+        head: Lsns::head(&fenced),
+        next_object: 0,
+        chain,
+    };
+    let size = cover(&store, &fenced, &tail, &mut image).await?;
+    if let Some(snapshot) = back_to {
+        image.head = rolled_back(&fenced, &image, snapshot, covered)?;
     }
-    let index = load_index(home, &store, id, &set, covered).await?;
-
-    let mut size = fenced.size;
-    for entry in tail.iter().flat_map(|s| &s.index.entries).filter(|e| e.kind == Kind::Resize) {
-        size = size.max(entry.addr);
-    }
+    let of = index::Of { head: image.head.to_bytes(), above_parent: fenced.parent.is_some() };
+    let index = load_index(home, &store, id, &image, of, covered).await?;
+    let parent = match &fenced.parent {
+        Some(p) => {
+            let view = home.views.get(&store, &home.maps, p.volume, p.snapshot).await;
+            Some(view.map_err(|e| match e.kind {
+                ErrorKind::NotFound => Error::corrupt(format!("volume {id} is a clone, and its origin is gone: {e}")),
+                _ => e.context(format!("volume {id} is a clone")),
+            })?)
+        }
+        None => None,
+    };
     let shared = Arc::new(Shared {
         id,
         epoch,
@@ -114,6 +142,9 @@ pub(crate) async fn open(
         left: home.left.clone(),
         memory: home.memory.clone(),
         cache: home.cache.clone(),
+        maps: home.maps.clone(),
+        parent,
+        snapshots: Snapshots::default(),
         metrics: home.metrics.clone(),
         trouble: Default::default(),
         tlog_bytes: AtomicU64::new(0),
@@ -125,7 +156,7 @@ pub(crate) async fn open(
     if home.created.lock().contains(&id) {
         recovered.damage.retain(|damage| !matches!(damage, Damage::Gap { .. }));
     }
-    let outcome = finish(home, &shared, &mut chain, &mut set, &mut next_object, &tail, recovered).await;
+    let outcome = finish(home, &shared, &mut image, covered, recovered, back_to.is_some()).await;
     let replayed = match outcome {
         Ok(replayed) => replayed,
         Err(error) => {
@@ -136,38 +167,92 @@ pub(crate) async fn open(
     home.journal.release(id, covered);
 
     let (commands, inbox) = mpsc::channel(16);
-    let pump = Pump::new(shared.clone(), chain, set, next_object, home.uploads.clone(), inbox);
+    let Image { chain, tlogs, snapshots, next_object, .. } = image;
+    let pump =
+        Pump::new(shared.clone(), chain, (tlogs, snapshots), next_object, home.uploads.clone(), inbox);
     let pump = tokio::spawn(pump.run());
     let took = home.clock.now().saturating_sub(started);
     tracing::info!(volume = %id, %epoch, committed = %covered, replayed, tail_scos = tail.len(), ?took, "volume open");
-    Ok(Volume { shared, commands, pump: Mutex::new(Some(pump)) })
+    Ok(Volume { shared, commands, pump: Mutex::new(Some(pump)), views: home.views.clone() })
+}
+
+/// Covers the tail with TLogs, each up to a snapshot or to the end; the size of the volume then.
+async fn cover(
+    store: &Arc<dyn ObjectStore>,
+    fenced: &Manifest,
+    tail: &[TailSco],
+    image: &mut Image,
+) -> Result<u64> {
+    let mut size = fenced.size;
+    for part in tail.split_inclusive(|sco| sco.marker.is_some()) {
+        let Some(tlog) = tlogs::merge(part) else { continue };
+        image.next_object += 1;
+        let name = ScoId { epoch: fenced.epoch, number: image.next_object };
+        let (object, named) = tlogs::encode(fenced.volume, name, fenced.writer, &tlog)?;
+        super::persist::put_own(&**store, &object.key, &[object.bytes]).await?;
+        image.tlogs.push(named);
+        let entries = part.iter().flat_map(|s| &s.index.entries);
+        size = entries.filter(|e| e.kind == Kind::Resize).map(|e| e.addr).fold(size, u64::max);
+        if let Some(TailSco { lsn_hi, marker: Some(about), .. }) = part.last() {
+            let (about, lsn, view) = (about.clone(), *lsn_hi, image.head.up_to(*lsn_hi));
+            image.snapshots.push(Snapshot { about, lsn, size, view });
+        }
+    }
+    Ok(size)
+}
+
+/// The head after a rollback to a snapshot.
+fn rolled_back(fenced: &Manifest, image: &Image, snapshot: u128, covered: Lsn) -> Result<Lsns> {
+    let Some(snapshot) = image.snapshots.find(snapshot) else {
+        return Err(Error::not_found(format!("volume {} has no snapshot {snapshot:032x}", fenced.volume)));
+    };
+    let head = Lsns::of(snapshot).rolled_back(covered);
+    match head.len() <= MAX_RANGES {
+        true => Ok(head),
+        false => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("volume {} was rolled back too often: clone the snapshot instead", fenced.volume),
+        )),
+    }
 }
 
 /// Steps 3 and 4, with the journal attached; the number of entries that were recovered from it.
 async fn finish(
     home: &Home,
     shared: &Arc<Shared>,
-    chain: &mut Chain,
-    set: &mut TLogSet,
-    next_object: &mut u64,
-    tail: &[TailSco],
+    image: &mut Image,
+    covered: Lsn,
     recovered: RecoveredVolume,
+    rollback: bool,
 ) -> Result<usize> {
-    let fenced = chain.current().clone();
-    let covered = tail.last().map_or(fenced.tlog_lsn, |s| s.lsn_hi);
+    let fenced = image.chain.current().clone();
     let run = contiguous(&fenced, covered, recovered)?;
     let last = Lsn(covered.0 + run.len() as u64);
+    if rollback && !run.is_empty() {
+        // They would come behind the snapshot, and snapshots among them would be lost.
+        return Err(Error::conflict(format!(
+            "volume {}: {} writes are not on the backend yet: it can't be rolled back now",
+            shared.id,
+            run.len()
+        )));
+    }
+    let markers = markers(shared, &run).await?;
 
-    let mut cut = chain.successor(ManifestKind::Cut);
+    let mut cut = image.chain.successor(ManifestKind::Cut);
     cut.size = shared.core.lock().committed_size();
     cut.tail = Tail { epoch: shared.epoch, first_sco: 1 };
     cut.tlog_lsn = covered;
+    cut.head = image.head.to_manifest();
     record_cut(&mut cut, fenced.tail.epoch, last);
     let epoch = shared.epoch;
-    let pages = set.write_into(&mut cut, fenced.writer, || {
-        *next_object += 1;
-        (epoch, *next_object)
-    })?;
+    let mut number = image.next_object;
+    let mut name = || {
+        number += 1;
+        (epoch, number)
+    };
+    let mut pages = image.tlogs.write_into(&mut cut, fenced.writer, &mut name)?;
+    pages.extend(image.snapshots.write_into(&mut cut, fenced.writer, &mut name)?);
+    image.next_object = number;
     for page in &pages {
         super::persist::put_own(&*shared.store, &page.key, std::slice::from_ref(&page.bytes)).await?;
     }
@@ -176,11 +261,12 @@ async fn finish(
         // The epoch that begins is recorded by whatever Manifest comes next.
         cut.number = 0;
     }
-    match if cut.number == 0 { Ok(()) } else { chain.put(cut).await } {
-        Err(e) if e.kind == ErrorKind::Conflict => return Err(chain.foreign(&key).await),
+    match if cut.number == 0 { Ok(()) } else { image.chain.put(cut).await } {
+        Err(e) if e.kind == ErrorKind::Conflict => return Err(image.chain.foreign(&key).await),
         outcome => outcome?,
     }
-    shared.tlog_bytes.store(set.bytes(), std::sync::atomic::Ordering::Relaxed);
+    shared.tlog_bytes.store(image.tlogs.bytes(), std::sync::atomic::Ordering::Relaxed);
+    shared.snapshots.list(image.snapshots.iter().cloned().collect());
 
     let replayed = run.len();
     home.left.settle(shared.id);
@@ -188,9 +274,24 @@ async fn finish(
     let mut core = shared.core.lock();
     for entry in run {
         let units = shared.credits.take_now(entry.loc.len() as u64);
+        let marker = markers.get(&entry.lsn);
         core.replay(entry, units, now);
+        if let Some(about) = marker {
+            shared.snapshots.take(about.clone(), core.size())?;
+        }
     }
     Ok(replayed)
+}
+
+/// The snapshots whose markers are among these entries of the write buffer.
+async fn markers(shared: &Shared, run: &[RecoveredEntry]) -> Result<BTreeMap<Lsn, Description>> {
+    let mut markers = BTreeMap::new();
+    for e in run.iter().filter(|e| e.kind == Kind::Snapshot) {
+        let what = "reading the write buffer";
+        let read = || shared.read_journal(e.lsn, e.addr, &e.loc, 0, &e.crcs);
+        markers.insert(e.lsn, Description::decode_marker(&shared.persist(what, read).await?)?);
+    }
+    Ok(markers)
 }
 
 /// Step 1. A foreign Manifest that comes between only means: read again, one epoch higher.
@@ -201,14 +302,6 @@ async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: E
         let newest = chain.current();
         if newest.kind == ManifestKind::Deleted {
             return Err(Error::not_found(format!("volume {id} is deleted")));
-        }
-        if newest.parent.is_some() || !newest.head.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "volume {id} is a clone or was rolled back: it needs a newer version of this program"
-                ),
-            ));
         }
         let mut fence = chain.successor(ManifestKind::Fence);
         fence.epoch = epoch.max(journal.next()).max(newest.epoch.next());
@@ -318,7 +411,23 @@ async fn read_sco(
         store.get_range(&key, off..index_end).await?
     };
     let index = sco::decode_index(&envelope, &header, &footer, &bytes).map_err(told)?;
-    Ok((TailSco { id, len, lsn_lo: header.lsn_lo, lsn_hi: header.lsn_hi, index }, header))
+    let (lsn_lo, lsn_hi) = (header.lsn_lo, header.lsn_hi);
+    let mut marker = None;
+    if let Some(e) = index.entries.iter().find(|e| e.kind == Kind::Snapshot) {
+        if e.lsn != lsn_hi {
+            return Err(told(Error::corrupt(format!("it goes on behind the snapshot at LSN {}", e.lsn))));
+        }
+        let cluster = header.cluster_size();
+        let from = sco::cluster_offset(e.slot, cluster);
+        let content = store.get_range(&key, from..from + e.count * u64::from(cluster)).await?;
+        let crcs = index.crcs.get(e.slot as usize..).unwrap_or_default();
+        let clusters = content.chunks(cluster as usize).zip(0..);
+        if clusters.zip(crcs).any(|((data, addr), crc)| cluster_crc(manifest.volume, addr, data) != *crc) {
+            return Err(told(Error::corrupt("the marker of a snapshot has a wrong checksum")));
+        }
+        marker = Some(Description::decode_marker(&content).map_err(told)?);
+    }
+    Ok((TailSco { id, len, lsn_lo, lsn_hi, index, marker }, header))
 }
 
 /// The committed head map: what the local table has, and what TLogs say above its watermark.
@@ -326,12 +435,14 @@ async fn load_index(
     home: &Home,
     store: &Arc<dyn ObjectStore>,
     id: VolumeId,
-    set: &TLogSet,
+    image: &Image,
+    of: index::Of,
     covered: Lsn,
 ) -> Result<Index> {
-    let (index, watermark) = Index::open(id, home.table.clone(), home.pages.clone(), covered)?;
+    let (index, watermark) = Index::open(id, home.table.clone(), home.pages.clone(), covered, of)?;
     let mut applied = watermark;
-    for named in set.iter().filter(|t| t.lsn_hi > watermark) {
+    let in_head = |t: &&TLogRef| t.lsn_hi > watermark && image.head.hold(t.lsn_lo, t.lsn_hi);
+    for named in image.tlogs.iter().filter(in_head) {
         let tlog = tlogs::load(&**store, id, named).await?;
         for sco in &tlog.dict {
             index.add_sco(sco.id, sco.len);

@@ -2,20 +2,23 @@
 //!
 //! SCOs upload in parallel and commit in order. `committed` moves when the prefix of SCOs is
 //! durable and a look begun after that finds no foreign Manifest. A Manifest is put when TLogs,
-//! size or epoch change, not per SCO.
+//! snapshots, size or epoch change, not per SCO.
 
 use super::Shared;
 use super::chain::Chain;
+use super::snapshots::{SnapshotChange, SnapshotSet};
 use super::tlogs::{self, TLogSet, TailSco};
 use crate::core::{SealPlan, Source};
 use crate::format::envelope::{Envelope, ObjectKind};
 use crate::format::keys;
 use crate::format::manifest::ManifestKind;
 use crate::format::sco::{self, MapEntry, ScoHeader, ScoId, ScoIndex};
+use crate::format::snapshot::{Description, Snapshot};
 use crate::log::Kind;
+use crate::lsns::Lsns;
 use bytes::Bytes;
 use common::{Epoch, Error, ErrorKind, Lsn, Result, mutant};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,6 +29,8 @@ use tokio::task::JoinSet;
 pub(crate) enum Command {
     /// Say when everything up to `target` is committed.
     Drain { target: Lsn, done: oneshot::Sender<Result<()>> },
+    /// Change the list of snapshots, and say when a Manifest knows.
+    Snapshot { id: u128, change: SnapshotChange, done: oneshot::Sender<Result<()>> },
     /// Stop; what is not uploaded stays in the journal.
     Close,
 }
@@ -43,6 +48,7 @@ pub(super) struct Pump {
     pub shared: Arc<Shared>,
     pub chain: Chain,
     pub tlogs: TLogSet,
+    pub snapshots: SnapshotSet,
     /// Committed SCOs that no TLog covers yet.
     pub tail: Vec<TailSco>,
     pub writer: u128,
@@ -54,6 +60,10 @@ pub(super) struct Pump {
     drains: Vec<(Lsn, oneshot::Sender<Result<()>>)>,
     commands: mpsc::Receiver<Command>,
     reclaimed_at: Duration,
+    /// Dead to the head, and read by some snapshot.
+    pub pinned: BTreeMap<ScoId, u64>,
+    /// Changes of snapshots that wait for their turn, or for the snapshot to be committed.
+    edits: Vec<(u128, SnapshotChange, oneshot::Sender<Result<()>>)>,
 }
 
 impl Pump {
@@ -61,7 +71,7 @@ impl Pump {
     pub fn new(
         shared: Arc<Shared>,
         chain: Chain,
-        tlogs: TLogSet,
+        (tlogs, snapshots): (TLogSet, SnapshotSet),
         next_object: u64,
         slots: Arc<Semaphore>,
         commands: mpsc::Receiver<Command>,
@@ -72,6 +82,7 @@ impl Pump {
             shared,
             chain,
             tlogs,
+            snapshots,
             tail: Vec::new(),
             writer,
             next_sco: 1,
@@ -82,6 +93,8 @@ impl Pump {
             drains: Vec::new(),
             commands,
             reclaimed_at,
+            pinned: BTreeMap::new(),
+            edits: Vec::new(),
         }
     }
 
@@ -89,16 +102,17 @@ impl Pump {
     pub async fn run(mut self) {
         // Beside the work, and no longer than it.
         let mut sweep = JoinSet::new();
-        sweep.spawn(super::reclaim::sweep(self.shared.clone(), self.tlogs.clone()));
+        sweep.spawn(super::reclaim::sweep(self.shared.clone(), self.tlogs.clone(), self.snapshots.clone()));
         if let Err(error) = self.work().await {
             self.shared.stop(error);
         }
         sweep.shutdown().await;
         self.tasks.shutdown().await;
         let error = self.shared.core.lock().stopped().cloned();
-        for (_, done) in self.drains.drain(..) {
-            let error = error.clone().unwrap_or_else(|| Error::unavailable("the volume is closing"));
-            let _ = done.send(Err(error));
+        let error = error.unwrap_or_else(|| Error::unavailable("the volume is closing"));
+        let drains = self.drains.drain(..).map(|(_, done)| done);
+        for done in drains.chain(self.edits.drain(..).map(|(_, _, done)| done)) {
+            let _ = done.send(Err(error.clone()));
         }
         let committed = self.shared.core.lock().frontiers().committed;
         if let Err(error) = self.shared.index.checkpoint(committed) {
@@ -111,6 +125,7 @@ impl Pump {
         loop {
             self.commit().await?;
             self.answer_drains();
+            self.edit().await?;
             if self.tail.len() >= shared.settings.tlog_scos
                 || self.tail_entries() >= shared.settings.tlog_entries
             {
@@ -152,6 +167,10 @@ impl Pump {
         match command {
             Some(Command::Drain { target, done }) => {
                 self.drains.push((target, done));
+                false
+            }
+            Some(Command::Snapshot { id, change, done }) => {
+                self.edits.push((id, change, done));
                 false
             }
             Some(Command::Close) | None => true,
@@ -200,7 +219,7 @@ impl Pump {
         let Some(plan) = plan else { return Ok(()) };
         let id = ScoId { epoch: shared.epoch, number: self.next_sco };
         self.next_sco += 1;
-        let resized = plan.controls.iter().any(|(kind, ..)| *kind == Kind::Resize);
+        let resized = plan.controls.iter().any(|run| run.kind == Kind::Resize);
         let committed_sco = id.number - 1 - self.uploads.len() as u64;
         let begin = shared.clock.now();
         let (sco, parts) = build(&shared, id, self.writer, committed_sco, plan).await?;
@@ -250,6 +269,7 @@ impl Pump {
         let mut resized = false;
         for Upload { sco, resized: r, .. } in self.uploads.drain(..n).collect::<Vec<_>>() {
             resized |= r;
+            let marker = sco.marker.clone().map(|about| (about, sco.lsn_hi));
             // The index first, then the overlay gives way: a reader finds the data in one of them.
             shared.index.add_sco(sco.id, sco.len);
             if !mutant::is_on("index-not-fed") {
@@ -263,6 +283,9 @@ impl Pump {
             shared.journal.release(shared.id, sco.lsn_hi);
             tracing::debug!(volume = %shared.id, sco = %sco.id, committed = %sco.lsn_hi, "committed");
             self.tail.push(sco);
+            if let Some((about, lsn)) = marker {
+                self.list_snapshot(about, lsn).await?;
+            }
         }
         shared.metrics.stages.commit.done(&*shared.clock, begin);
         if shared.index.checkpoint_due() {
@@ -274,6 +297,46 @@ impl Pump {
         if resized {
             // The size of an image that is adopted is the one in its Manifest.
             self.put_manifest(ManifestKind::Normal, |_| {}).await?;
+        }
+        Ok(())
+    }
+
+    /// The marker of a snapshot is committed: a TLog ends there, and the Manifest lists it.
+    async fn list_snapshot(&mut self, about: Description, lsn: Lsn) -> Result<()> {
+        let size = self.shared.core.lock().committed_size();
+        let view = Lsns::head(self.chain.current()).up_to(lsn);
+        tracing::info!(volume = %self.shared.id, snapshot = about.name, %lsn, "snapshot is on the backend");
+        if !mutant::is_on("marker-lost") {
+            self.snapshots.push(Snapshot { about, lsn, size, view });
+        }
+        self.roll().await
+    }
+
+    /// Changes the list of snapshots as it was asked for.
+    async fn edit(&mut self) -> Result<()> {
+        // One that is only in the log so far is waited for.
+        let taken = self.shared.snapshots.all();
+        let waits = |id: u128| taken.iter().any(|s| s.about.id == id && s.lsn.is_none());
+        let now: Vec<_> = self.edits.extract_if(.., |(id, ..)| !waits(*id)).collect();
+        if now.is_empty() {
+            return Ok(());
+        }
+        let mut answers = Vec::with_capacity(now.len());
+        for (id, change, done) in now {
+            let found = self.snapshots.find(id).map(|s| s.about.name.clone());
+            if let Some(name) = &found {
+                tracing::info!(volume = %self.shared.id, snapshot = name, ?change, "changing a snapshot");
+                self.snapshots.change(id, &change);
+                // What only it read may go now.
+                self.pinned.clear();
+            }
+            let gone = || Error::not_found(format!("there is no snapshot {id:032x}"));
+            answers.push((done, found.map(drop).ok_or_else(gone)));
+        }
+        self.put_manifest(ManifestKind::Normal, |_| {}).await?;
+        for (done, answer) in answers {
+            // Who asked may have gone.
+            let _ = done.send(answer);
         }
         Ok(())
     }
@@ -319,8 +382,12 @@ impl Pump {
             number += 1;
             (epoch, number)
         })?;
+        let snapshots = self.snapshots.write_into(&mut next, self.writer, || {
+            number += 1;
+            (epoch, number)
+        })?;
         self.next_object = number;
-        for page in &pages {
+        for page in pages.iter().chain(&snapshots) {
             shared.persist_put("putting a list page", &page.key, std::slice::from_ref(&page.bytes)).await?;
         }
         let mut chain = self.chain.clone();
@@ -340,13 +407,14 @@ impl Pump {
         self.chain = chain;
         shared.metrics.manifests.inc();
         shared.tlog_bytes.store(self.tlogs.bytes(), Ordering::Relaxed);
+        shared.snapshots.list(self.snapshots.iter().cloned().collect());
         self.collect(&previous).await;
         Ok(())
     }
 
     /// When to look whether something can be deleted, once nothing else is to do.
     fn idle_wait(&self) -> Option<Duration> {
-        if !self.uploads.is_empty() || !self.reclaim_pays() {
+        if !self.uploads.is_empty() || !(self.reclaim_pays() || self.has_unseen()) {
             return None;
         }
         let since = self.shared.clock.now().saturating_sub(self.reclaimed_at);
@@ -360,6 +428,7 @@ impl Pump {
 
     async fn reclaim(&mut self) -> Result<()> {
         self.reclaimed_at = self.shared.clock.now();
+        self.drop_unseen().await?;
         self.reclaim_dead().await
     }
 }
@@ -380,9 +449,10 @@ async fn build(
 ) -> Result<(TailSco, Vec<Bytes>)> {
     let mut index = ScoIndex { entries: Vec::with_capacity(plan.runs.len()), crcs: Vec::new() };
     let mut clusters = Vec::with_capacity(plan.runs.len());
-    for run in plan.runs {
+    let mut marker = None;
+    for run in plan.runs.into_iter().chain(plan.controls) {
         let mut slot = 0;
-        if run.kind == Kind::Data {
+        if run.kind.has_content() {
             let data = match run.source {
                 Source::Memory(data) => data,
                 Source::Journal { lsn, loc, offset, crcs } => {
@@ -396,12 +466,13 @@ async fn build(
             };
             slot = index.crcs.len() as u32;
             index.crcs.extend_from_slice(&run.crcs);
+            if run.kind == Kind::Snapshot {
+                marker = Some(Description::decode_marker(&data)?);
+            }
             clusters.push(data);
         }
         index.entries.push(MapEntry { addr: run.addr, count: run.count, lsn: run.lsn, kind: run.kind, slot });
     }
-    let controls = plan.controls.into_iter();
-    index.entries.extend(controls.map(|(kind, lsn, addr)| MapEntry { addr, count: 0, lsn, kind, slot: 0 }));
     shared.metrics.sealed_bytes.inc_by(index.crcs.len() as u64 * u64::from(shared.cluster));
     let envelope = Envelope {
         kind: ObjectKind::LogSco,
@@ -420,6 +491,6 @@ async fn build(
     };
     let parts = sco::encode(&envelope, &header, &index, clusters)?;
     let len = parts.iter().map(|part| part.len() as u64).sum();
-    let sco = TailSco { id, len, lsn_lo: plan.lsn_lo, lsn_hi: plan.lsn_hi, index };
+    let sco = TailSco { id, len, lsn_lo: plan.lsn_lo, lsn_hi: plan.lsn_hi, index, marker };
     Ok((sco, parts))
 }

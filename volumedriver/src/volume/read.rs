@@ -10,8 +10,9 @@ use crate::format::sco::{ScoId, cluster_offset};
 use crate::index::{Location, Mapped};
 use crate::journal::JournalLoc;
 use crate::log::{Crcs, cluster_crc};
+use crate::view::{Place, View};
 use bytes::Bytes;
-use common::{Error, ErrorKind, Extent, Lsn, Result, mutant};
+use common::{Error, ErrorKind, Extent, Lsn, Result, VolumeId, mutant};
 use futures::StreamExt;
 
 /// Clusters of one fetch: bounds the size of a ranged get.
@@ -25,14 +26,24 @@ const MAX_EXTENT_CLUSTERS: u64 = 128 * 1024;
 
 /// Consecutive clusters in consecutive slots of one SCO.
 struct Fetch {
+    /// Whose SCO it is.
+    volume: VolumeId,
     addr: u64,
     sco: ScoId,
     slot: u32,
     crcs: Crcs,
 }
 
-/// Content at a byte offset of the answer.
-type Part = (u64, Bytes);
+/// What the answer to a read is made of.
+struct Plan {
+    addr: u64,
+    count: u64,
+    /// Content that is at hand, and the address of its first cluster.
+    parts: Vec<(u64, Bytes)>,
+    fetches: Vec<Fetch>,
+    /// Ranges that this volume's own map does not know.
+    absent: Vec<(u64, u64)>,
+}
 
 impl Shared {
     fn check_read(&self, offset: u64, len: u64) -> Result<()> {
@@ -69,13 +80,55 @@ impl Shared {
             // was collected): once more from the newest map before it is an error.
             Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => {
                 tracing::warn!(volume = %self.id, addr, count, %error, "resolving again");
-                self.try_read(addr, count).await.map_err(|e| match e.kind {
-                    ErrorKind::NotFound => Error::corrupt(e.to_string()),
-                    _ => e,
-                })
+                if let Some(parent) = &self.parent {
+                    self.refresh(parent).await?;
+                }
+                self.try_read(addr, count).await.map_err(not_found_is_lost)
             }
             outcome => outcome,
         }
+    }
+
+    /// Reads whole clusters of a snapshot.
+    pub async fn read_view(&self, view: &View, addr: u64, count: u64) -> Result<Bytes> {
+        match self.try_read_view(view, addr, count).await {
+            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => {
+                tracing::warn!(volume = %self.id, addr, count, %error, "resolving again");
+                self.refresh(view).await?;
+                self.try_read_view(view, addr, count).await.map_err(not_found_is_lost)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn refresh(&self, view: &View) -> Result<()> {
+        self.persist("looking for the newest map of a snapshot", || view.refresh()).await
+    }
+
+    async fn try_read_view(&self, view: &View, addr: u64, count: u64) -> Result<Bytes> {
+        let mut plan = Plan { addr, count, parts: Vec::new(), fetches: Vec::new(), absent: Vec::new() };
+        self.resolve_view(view, addr, count, &mut plan).await?;
+        self.carry_out(plan).await
+    }
+
+    /// Where clusters of a snapshot lie.
+    async fn places(&self, view: &View, addr: u64, count: u64) -> Result<Vec<Place>> {
+        // A clone may be larger than what it began as.
+        let end = view.size() / u64::from(self.cluster);
+        let inside = end.saturating_sub(addr).min(count);
+        let mut places =
+            self.persist("reading the map of a snapshot", || view.resolve(addr, inside)).await?;
+        places.resize(count as usize, Place::Hole);
+        Ok(places)
+    }
+
+    async fn resolve_view(&self, view: &View, addr: u64, count: u64, plan: &mut Plan) -> Result<()> {
+        for (at, place) in (addr..).zip(self.places(view, addr, count).await?) {
+            if let Place::At(volume, location) = place {
+                self.plan(plan, at, volume, location);
+            }
+        }
+        Ok(())
     }
 
     async fn try_read(&self, addr: u64, count: u64) -> Result<Bytes> {
@@ -83,35 +136,44 @@ impl Shared {
         if let [Run { source: Source::Memory(data), .. }] = runs.as_slice() {
             return Ok(data.clone());
         }
-        let mut parts: Vec<Part> = Vec::with_capacity(runs.len());
-        let mut fetches = Vec::new();
-        let place = |at: u64| (at - addr) * u64::from(self.cluster);
+        let parts = Vec::with_capacity(runs.len());
+        let mut plan = Plan { addr, count, parts, fetches: Vec::new(), absent: Vec::new() };
         for run in runs {
             match run.source {
-                Source::Memory(data) => parts.push((place(run.addr), data)),
+                Source::Memory(data) => plan.parts.push((run.addr, data)),
                 Source::Journal { lsn, loc, offset, crcs } => {
                     let data = self.read_journal(lsn, run.addr, &loc, offset, &crcs).await?;
-                    parts.push((place(run.addr), data));
+                    plan.parts.push((run.addr, data));
                 }
                 Source::Zero | Source::Hole => {}
-                Source::Committed => self.resolve(run.addr, run.count, place, &mut parts, &mut fetches)?,
+                Source::Committed => self.resolve(run.addr, run.count, &mut plan)?,
             }
         }
+        if let Some(parent) = &self.parent {
+            for (addr, count) in std::mem::take(&mut plan.absent) {
+                self.resolve_view(parent, addr, count, &mut plan).await?;
+            }
+        }
+        self.carry_out(plan).await
+    }
+
+    async fn carry_out(&self, plan: Plan) -> Result<Bytes> {
+        let Plan { addr, count, mut parts, fetches, .. } = plan;
         let mut fetched =
             futures::stream::iter(fetches.into_iter().map(|f| self.fetch(f))).buffer_unordered(FETCHES);
         while let Some(part) = fetched.next().await {
-            let (at, data) = part?;
-            parts.push((place(at), data));
+            parts.push(part?);
         }
         let len = (count * u64::from(self.cluster)) as usize;
-        if let [(0, data)] = parts.as_slice()
+        if let [(_, data)] = parts.as_slice()
             && data.len() == len
         {
             return Ok(data.clone());
         }
         let mut out = vec![0; len];
         for (at, data) in parts {
-            out[at as usize..at as usize + data.len()].copy_from_slice(&data);
+            let at = ((at - addr) * u64::from(self.cluster)) as usize;
+            out[at..at + data.len()].copy_from_slice(&data);
         }
         Ok(out.into())
     }
@@ -128,44 +190,49 @@ impl Shared {
         let begin = self.clock.now();
         let data = loc.read(offset, crcs.len() * self.cluster as usize).await?;
         self.metrics.stages.read_journal.done(&*self.clock, begin);
-        self.verify(addr, &data, crcs, || format!("the journal's entry {lsn} of volume {}", self.id))?;
+        self.verify(self.id, addr, &data, crcs, || format!("the journal's entry {lsn} of volume {}", self.id))?;
         Ok(data)
     }
 
     /// Finds committed clusters: in the cache, or as fetches of consecutive slots.
-    fn resolve(
-        &self,
-        addr: u64,
-        count: u64,
-        place: impl Fn(u64) -> u64,
-        parts: &mut Vec<Part>,
-        fetches: &mut Vec<Fetch>,
-    ) -> Result<()> {
+    fn resolve(&self, addr: u64, count: u64, plan: &mut Plan) -> Result<()> {
         let mut mapped = Vec::with_capacity(count as usize);
         self.index.lookup(addr, count, &mut mapped)?;
         for (at, mapped) in (addr..).zip(mapped) {
-            let Mapped::At(location) = mapped else { continue };
-            let (sco, slot) = (location.sco(), location.slot());
-            if let Some(data) = self.cache.get(self.id, sco, slot) {
-                self.metrics.cache_hits.inc();
-                parts.push((place(at), data));
-                continue;
-            }
-            match fetches.last_mut() {
-                Some(f) if f.continues(at, location) => f.crcs.push(location.crc()),
-                _ => fetches.push(Fetch {
-                    addr: at,
-                    sco,
-                    slot,
-                    crcs: std::iter::once(location.crc()).collect(),
-                }),
+            match mapped {
+                Mapped::At(location) => self.plan(plan, at, self.id, location),
+                Mapped::Absent => match plan.absent.last_mut() {
+                    Some((from, count)) if *from + *count == at => *count += 1,
+                    _ => plan.absent.push((at, 1)),
+                },
+                Mapped::Hole | Mapped::Zero => {}
             }
         }
         Ok(())
     }
 
+    /// Adds the cluster at `at`, which lies in a SCO of `volume`: from the cache, or to a fetch.
+    fn plan(&self, plan: &mut Plan, at: u64, volume: VolumeId, location: Location) {
+        let (sco, slot) = (location.sco(), location.slot());
+        if let Some(data) = self.cache.get(volume, sco, slot) {
+            self.metrics.cache_hits.inc();
+            plan.parts.push((at, data));
+            return;
+        }
+        match plan.fetches.last_mut() {
+            Some(f) if f.continues(at, volume, location) => f.crcs.push(location.crc()),
+            _ => plan.fetches.push(Fetch {
+                volume,
+                addr: at,
+                sco,
+                slot,
+                crcs: std::iter::once(location.crc()).collect(),
+            }),
+        }
+    }
+
     async fn fetch(&self, fetch: Fetch) -> Result<(u64, Bytes)> {
-        let key = keys::sco_key(self.id, fetch.sco);
+        let key = keys::sco_key(fetch.volume, fetch.sco);
         let from = cluster_offset(fetch.slot, self.cluster);
         let len = fetch.crcs.len() as u64 * u64::from(self.cluster);
         let range = from..from + len;
@@ -176,22 +243,30 @@ impl Shared {
         self.metrics.stages.read_backend.done(&*self.clock, begin);
         self.metrics.backend_reads.inc();
         self.metrics.backend_read_bytes.inc_by(len);
-        self.verify(fetch.addr, &data, &fetch.crcs, || format!("object '{key}' at byte {from}"))?;
+        self.verify(fetch.volume, fetch.addr, &data, &fetch.crcs, || format!("object '{key}' at byte {from}"))?;
         let single = data.len() == self.cluster as usize;
         for (i, slot) in (fetch.slot..).take(fetch.crcs.len()).enumerate() {
             let at = i * self.cluster as usize;
-            self.cache.insert(self.id, fetch.sco, slot, &data.slice(at..at + self.cluster as usize), !single);
+            let cluster = data.slice(at..at + self.cluster as usize);
+            self.cache.insert(fetch.volume, fetch.sco, slot, &cluster, !single);
         }
         Ok((fetch.addr, data))
     }
 
-    /// Checks each cluster against its checksum; the error names the first that fails.
-    pub fn verify(&self, addr: u64, data: &[u8], crcs: &[u32], whence: impl Fn() -> String) -> Result<()> {
+    /// Checks each cluster, written by `volume`, against its checksum; the error names the first that fails.
+    pub fn verify(
+        &self,
+        volume: VolumeId,
+        addr: u64,
+        data: &[u8],
+        crcs: &[u32],
+        whence: impl Fn() -> String,
+    ) -> Result<()> {
         if data.len() != crcs.len() * self.cluster as usize {
             return Err(Error::corrupt(format!("{} has {} bytes too few or too many", whence(), data.len())));
         }
         for ((cluster, &crc), at) in data.chunks(self.cluster as usize).zip(crcs).zip(addr..) {
-            let found = cluster_crc(self.id, at, cluster);
+            let found = cluster_crc(volume, at, cluster);
             if found != crc && !mutant::is_on("crc-ignored") {
                 self.metrics.checksum_errors.inc();
                 return Err(Error::corrupt(format!(
@@ -204,52 +279,100 @@ impl Shared {
     }
 
     /// The allocation state of a range, or of its beginning.
-    pub fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+    pub async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         self.check_read(offset, len)?;
         let cluster = u64::from(self.cluster);
         let first = offset / cluster;
         let count = ((offset + len).div_ceil(cluster) - first).min(MAX_EXTENT_CLUSTERS);
-        let mut states: Vec<(u64, bool, bool)> = Vec::new();
-        let mut push = |count: u64, hole: bool, zero: bool| match states.last_mut() {
-            Some(last) if (last.1, last.2) == (hole, zero) => last.0 += count,
-            _ => states.push((count, hole, zero)),
-        };
+        let mut states = States::default();
         let runs = self.core.lock().lookup(first, count);
         for run in runs {
             match run.source {
-                Source::Memory(_) | Source::Journal { .. } => push(run.count, false, false),
-                Source::Zero => push(run.count, false, true),
-                Source::Hole => push(run.count, true, true),
+                Source::Memory(_) | Source::Journal { .. } => states.push(run.count, false, false),
+                Source::Zero => states.push(run.count, false, true),
+                Source::Hole => states.push(run.count, true, true),
                 Source::Committed => {
                     let mut mapped = Vec::with_capacity(run.count as usize);
                     self.index.lookup(run.addr, run.count, &mut mapped)?;
-                    for m in mapped {
+                    let mut below = Vec::new();
+                    if let Some(parent) = &self.parent
+                        && mapped.contains(&Mapped::Absent)
+                    {
+                        below = self.places(parent, run.addr, run.count).await?;
+                    }
+                    for (i, m) in mapped.into_iter().enumerate() {
                         match m {
-                            Mapped::Hole => push(1, true, true),
-                            Mapped::Zero => push(1, false, true),
-                            Mapped::At(_) => push(1, false, false),
+                            Mapped::Absent => states.place(below.get(i).copied().unwrap_or(Place::Hole)),
+                            Mapped::Hole => states.place(Place::Hole),
+                            Mapped::Zero => states.place(Place::Zero),
+                            Mapped::At(_) => states.push(1, false, false),
                         }
                     }
                 }
             }
         }
-        let (mut at, end) = (first * cluster, offset + len);
-        let mut extents = Vec::with_capacity(states.len());
-        for (count, hole, zero) in states {
+        Ok(states.extents(cluster, first, offset, offset + len))
+    }
+
+    /// The allocation state of a range of a snapshot, or of its beginning.
+    pub async fn view_extents(&self, view: &View, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let cluster = u64::from(self.cluster);
+        let first = offset / cluster;
+        let count = ((offset + len).div_ceil(cluster) - first).min(MAX_EXTENT_CLUSTERS);
+        let mut states = States::default();
+        self.places(view, first, count).await?.into_iter().for_each(|place| states.place(place));
+        Ok(states.extents(cluster, first, offset, offset + len))
+    }
+}
+
+/// Runs of clusters with the same state: their number, whether they are holes, whether they read as zeroes.
+#[derive(Default)]
+struct States(Vec<(u64, bool, bool)>);
+
+impl States {
+    fn push(&mut self, count: u64, hole: bool, zero: bool) {
+        match self.0.last_mut() {
+            Some(last) if (last.1, last.2) == (hole, zero) => last.0 += count,
+            _ => self.0.push((count, hole, zero)),
+        }
+    }
+
+    fn place(&mut self, place: Place) {
+        match place {
+            Place::Hole => self.push(1, true, true),
+            Place::Zero => self.push(1, false, true),
+            Place::At(..) => self.push(1, false, false),
+        }
+    }
+
+    /// The part between the bytes `offset` and `end`, when the runs begin with cluster `first`.
+    fn extents(self, cluster: u64, first: u64, offset: u64, end: u64) -> Vec<Extent> {
+        let mut at = first * cluster;
+        let mut extents = Vec::with_capacity(self.0.len());
+        for (count, hole, zero) in self.0 {
             let (from, to) = (at.max(offset), (at + count * cluster).min(end));
             at += count * cluster;
             if to > from {
                 extents.push(Extent { len: to - from, hole, zero });
             }
         }
-        Ok(extents)
+        extents
+    }
+}
+
+/// A place that the newest map names and that is not there is lost data.
+fn not_found_is_lost(error: Error) -> Error {
+    match error.kind {
+        ErrorKind::NotFound => Error::corrupt(error.to_string()),
+        _ => error,
     }
 }
 
 impl Fetch {
-    fn continues(&self, addr: u64, location: Location) -> bool {
+    fn continues(&self, addr: u64, volume: VolumeId, location: Location) -> bool {
         let n = self.crcs.len() as u64;
         n < MAX_FETCH
+            && self.volume == volume
             && self.addr + n == addr
             && self.sco == location.sco()
             && u64::from(self.slot) + n == u64::from(location.slot())

@@ -4,6 +4,7 @@ use crate::extent_map::ExtentMap;
 use crate::format::envelope::{Envelope, ObjectKind, ObjectRef};
 use crate::format::manifest::{Manifest, PageRef, TLogRef};
 use crate::format::sco::{ScoId, ScoIndex};
+use crate::format::snapshot::Description;
 use crate::format::tlog::{self, DictEntry, NO_DICT, TLog, TLogEntry};
 use crate::format::{keys, list};
 use crate::index::Change;
@@ -20,6 +21,8 @@ pub(crate) struct TailSco {
     pub lsn_lo: Lsn,
     pub lsn_hi: Lsn,
     pub index: ScoIndex,
+    /// The snapshot whose marker is its last entry.
+    pub marker: Option<Description>,
 }
 
 impl TailSco {
@@ -134,6 +137,7 @@ pub(crate) fn without(tlog: &TLog, is_dead: impl Fn(ScoId) -> bool) -> TLog {
 }
 
 /// An encoded object that waits for its put.
+#[derive(Debug)]
 pub(crate) struct NewObject {
     pub key: String,
     pub bytes: Bytes,
@@ -206,6 +210,22 @@ impl TLogSet {
         self.inline.push(tlog);
     }
 
+    /// Takes the TLogs away for which `f` says so; they are returned.
+    pub fn take_if(&mut self, mut f: impl FnMut(&TLogRef) -> bool) -> Vec<TLogRef> {
+        let gone: Vec<TLogRef> = self.iter().filter(|t| f(t)).copied().collect();
+        if let Some(at) = self.pages.iter().position(|(_, refs)| refs.iter().any(|t| gone.contains(t))) {
+            self.unpage(at);
+        }
+        self.inline.retain(|t| !gone.contains(t));
+        gone
+    }
+
+    /// This page and all younger ones go back into the Manifest; what is too much is paged again.
+    fn unpage(&mut self, at: usize) {
+        let back: Vec<TLogRef> = self.pages.drain(at..).flat_map(|(_, refs)| refs).collect();
+        self.inline.splice(0..0, back);
+    }
+
     /// Puts `new` (or nothing) where `old` was; a page that held it becomes stale and its object
     /// is returned by [`TLogSet::write_into`].
     pub fn replace(&mut self, old: &ObjectRef, new: &TLogRef) {
@@ -221,9 +241,7 @@ impl TLogSet {
         }
         for at in 0..self.pages.len() {
             if swap(&mut self.pages[at].1) {
-                // This page and all younger ones go back into the Manifest; what is too much is paged again.
-                let back: Vec<TLogRef> = self.pages.drain(at..).flat_map(|(_, refs)| refs).collect();
-                self.inline.splice(0..0, back);
+                self.unpage(at);
                 return;
             }
         }

@@ -5,7 +5,7 @@
 //! first appends everything that waits.
 
 use super::Shared;
-use crate::core::{Append, Retired};
+use crate::core::{Append, Core, Retired};
 use crate::journal::Sink;
 use crate::log::{Crcs, Kind, cluster_crc, cluster_crcs};
 use bytes::Bytes;
@@ -37,13 +37,13 @@ impl Future for StepBack {
 
 /// Submitted entries that nobody has driven to the journal yet: dropping this does, so that a
 /// client that goes away does not leave them lying.
-struct Submitted<'a> {
+pub(super) struct Submitted<'a> {
     shared: &'a Arc<Shared>,
     waiting: Vec<Retired>,
 }
 
 impl Submitted<'_> {
-    async fn retired(mut self) -> Result<()> {
+    pub(super) async fn retired(mut self) -> Result<()> {
         StepBack(false).await;
         if mutant::is_on("acknowledge-before-the-journal") {
             return Ok(());
@@ -148,7 +148,15 @@ impl Shared {
         submitted.retired().await
     }
 
-    /// Queues an entry, waiting for credit and for whoever claims a cluster of it.
+    /// Queues an entry whose credit and place are settled; the caller lets go of the core before it
+    /// waits.
+    pub(super) fn submit_alone<'a>(self: &'a Arc<Self>, core: &mut Core, append: Append) -> Result<Submitted<'a>> {
+        let mut submitted = Submitted { shared: self, waiting: Vec::new() };
+        self.submit(core, &mut submitted, append)?;
+        Ok(submitted)
+    }
+
+    /// Queues an entry, waiting for credit and for whoever claims a cluster of it, or froze the volume.
     async fn append(
         self: &Arc<Self>,
         submitted: &mut Submitted<'_>,
@@ -171,7 +179,7 @@ impl Shared {
             {
                 let mut core = self.core.lock();
                 core.check()?;
-                if !kind.is_range() || !core.is_claimed(addr, count) {
+                if !core.is_frozen() && (!kind.is_range() || !core.is_claimed(addr, count)) {
                     let units = credit.keep();
                     let append = Append { kind, addr, count, data, crcs, units, claim: None };
                     return self.submit(&mut core, submitted, append);
@@ -194,7 +202,7 @@ impl Shared {
 
     fn submit(
         self: &Arc<Self>,
-        core: &mut crate::core::Core,
+        core: &mut Core,
         submitted: &mut Submitted<'_>,
         append: Append,
     ) -> Result<()> {

@@ -3,6 +3,7 @@
 use super::super::cursor::{Reader, Writer, crc_error};
 use super::super::envelope::{Envelope, ObjectRef};
 use super::super::pool::read_name;
+use super::super::snapshot::SnapshotPageRef;
 use super::{
     HistoryEntry, MAX_HISTORY, MAX_LEN, Manifest, ManifestKind, PageRef, Parent, TLogRef, Tail, unsupported,
 };
@@ -46,7 +47,8 @@ pub(super) fn len(m: &Manifest) -> usize {
         + m.history.len() * HISTORY_LEN
         + m.head.len() * RANGE_LEN
         + m.pages.len() * PageRef::LEN
-        + m.tlogs.len() * TLogRef::LEN;
+        + m.tlogs.len() * TLogRef::LEN
+        + m.snapshots.len() * SnapshotPageRef::LEN;
     let parent = if m.parent.is_some() { HEAD + PARENT_LEN } else { 0 };
     7 * HEAD + CORE_LEN + m.name.len() + parent + lists
 }
@@ -75,7 +77,7 @@ pub(super) fn write(m: &Manifest) -> Vec<u8> {
         w.u32(p.count).u32(0).u64(p.lsn_lo.0).u64(p.lsn_hi.0);
     });
     list(&mut out, TLOGS, &m.tlogs, |w, t| t.write(w));
-    list(&mut out, SNAPSHOTS, &[(); 0], |_, ()| {});
+    list(&mut out, SNAPSHOTS, &m.snapshots, |w, p| p.write(w));
     out.buf
 }
 
@@ -123,6 +125,7 @@ pub(super) fn read(envelope: &Envelope, bytes: &[u8]) -> Result<Manifest> {
         head: Vec::new(),
         pages: Vec::new(),
         tlogs: Vec::new(),
+        snapshots: Vec::new(),
     };
     let mut seen = [false; SNAPSHOTS as usize + 1];
     let mut last = 0;
@@ -215,14 +218,9 @@ fn read_section(m: &mut Manifest, envelope: &Envelope, tag: u16, content: &[u8])
             Ok(())
         }
         _ => {
-            let count = r.u32()?;
-            if count != 0 {
-                return Err(unsupported(format!(
-                    "{envelope}: has {count} snapshots, which this program can't read"
-                )));
-            }
-            r.zeroes(4)?;
-            r.end()
+            let pages = ("pages of snapshots", SnapshotPageRef::LEN, MAX_LEN);
+            m.snapshots = read_list(r, pages, SnapshotPageRef::read)?;
+            Ok(())
         }
     }
 }

@@ -37,7 +37,13 @@ pub(crate) fn example() -> Manifest {
         head: vec![(Lsn(1), Lsn(40)), (Lsn(60), Lsn(u64::MAX))],
         pages: vec![PageRef { obj: page, count: 2, lsn_lo: Lsn(1), lsn_hi: Lsn(9) }],
         tlogs: vec![tlog_ref(2, (10, 80), (0, u64::MAX)), tlog_ref(3, (81, 100), (0, u64::MAX))],
+        snapshots: snapshot_pages(2),
     }
+}
+
+fn snapshot_pages(n: u64) -> Vec<SnapshotPageRef> {
+    let obj = |number| ObjectRef { kind: ObjectKind::SnapshotPage, epoch: Epoch(1), number, len: 5000, index_crc: 6 };
+    (0..n).map(|i| SnapshotPageRef { obj: obj(i), count: 1 + i as u32 }).collect()
 }
 
 fn tlogs(n: u64) -> Vec<TLogRef> {
@@ -54,7 +60,7 @@ proptest! {
         tail in any::<(u64, u64)>(),
         epochs in proptest::collection::vec((1u64..3, 0u64..3, 0u64..5), 0..40),
         ranges in proptest::collection::vec((1u64..9, 0u64..9), 0..5),
-        counts in (0u64..4, 0u64..300),
+        (counts, pages) in ((0u64..4, 0u64..300), 0u64..9),
     ) {
         let (mut last, mut lsn) = (0, 0);
         let epochs: Vec<_> = epochs.into_iter().map(|(gap, len, more)| {
@@ -83,6 +89,7 @@ proptest! {
                 count: 1, lsn_lo: Lsn(i), lsn_hi: Lsn(i),
             }).collect(),
             tlogs: tlogs(counts.1),
+            snapshots: snapshot_pages(pages),
         };
         let bytes = m.encode().unwrap();
         prop_assert_eq!(bytes.len(), m.encoded_len());

@@ -28,7 +28,17 @@ fn build(
         index.entries.push(entry(addr, count, lsn, kind, slot));
         addr += count;
     }
-    index.entries.extend(markers.iter().map(|&(kind, addr, lsn)| entry(addr, 0, lsn, kind, 0)));
+    for &(kind, addr, lsn) in markers {
+        let (mut count, mut slot) = (0, 0);
+        if kind == Kind::Snapshot {
+            let about = Description { id: 77, name: "monday".into(), ..Description::default() };
+            let data = about.encode_marker(CLUSTER).unwrap();
+            (count, slot) = (1, index.crcs.len() as u32);
+            index.crcs.extend(cluster_crcs(e.volume, 0, &data, CLUSTER));
+            clusters.push(data);
+        }
+        index.entries.push(entry(addr, count, lsn, kind, slot));
+    }
     let header =
         ScoHeader { lsn_lo: Lsn(1), lsn_hi: Lsn(1000), committed_sco: 4, cluster_log2: 12, codec: 0 };
     (header, index, clusters)
