@@ -23,7 +23,7 @@ pub async fn open(
     let opened = tokio::task::spawn_blocking(move || -> Result<Opened> {
         match &owned {
             BackendSpec::Directory(spec) => {
-                Ok(Opened::Directory(DirectoryStore::open(&spec.path, its_clock.as_ref())?))
+                Ok(Opened::Directory(DirectoryStore::open(&spec.path, its_clock)?))
             }
             BackendSpec::S3(spec) => Ok(Opened::S3(Box::new(S3Store::open(spec, its_clock, retries)?))),
         }

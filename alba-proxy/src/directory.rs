@@ -52,17 +52,17 @@ impl DirectoryStore {
     /// Opens the folder `path`, which is created (mode 0700) when its parent exists. Blocks on the disk.
     ///
     /// Errors: `NotFound` when its parent does not exist, `Invalid` when it is no folder, `Denied`.
-    pub fn open(path: &Path, clock: &dyn Clock) -> Result<Self> {
+    pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
         let root = std::path::absolute(path)
             .map_err(|e| Error::io(format!("directory store '{}'", path.display()), &e))?;
         tree::open_root(&root)?;
-        let temp = temp::TempDir::create(&root, clock)?;
+        let temp = temp::TempDir::create(&root, &*clock)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 temp,
                 files: files::Files::new(),
                 tree: tree::Tree::new(root.clone()),
-                scan: scan::Scanner::new(),
+                scan: scan::Scanner::new(clock),
                 writer: write::Writer::default(),
                 root,
             }),

@@ -25,7 +25,7 @@ fn child_path() -> Option<PathBuf> {
 #[ignore = "started by another test"]
 async fn child_puts_until_killed() {
     let Some(path) = child_path() else { return };
-    let store = DirectoryStore::open(&path, &SystemClock::new()).unwrap();
+    let store = DirectoryStore::open(&path, std::sync::Arc::new(SystemClock::new())).unwrap();
     for n in 0u64.. {
         store.put(&format!("v/s/{n:016x}"), body(n), Precondition::IfAbsent).await.unwrap();
         println!("put {n}");
@@ -60,7 +60,7 @@ async fn killed_at_any_moment_every_put_that_returned_is_there_whole() {
         child.wait().unwrap();
         let last = last.expect("the child never put anything");
 
-        let store = DirectoryStore::open(&path, &SystemClock::new()).unwrap();
+        let store = DirectoryStore::open(&path, std::sync::Arc::new(SystemClock::new())).unwrap();
         let listed = list_all(&store, "").await.unwrap();
         assert!(listed.len() as u64 > last, "{} objects of {}", listed.len(), last + 1);
         for (n, object) in listed.iter().enumerate() {
@@ -81,7 +81,7 @@ async fn killed_at_any_moment_every_put_that_returned_is_there_whole() {
 #[ignore = "started by another test"]
 async fn child_on_a_small_disk() {
     let Some(path) = child_path() else { return };
-    let store = DirectoryStore::open(&path.join("store"), &SystemClock::new()).unwrap();
+    let store = DirectoryStore::open(&path.join("store"), std::sync::Arc::new(SystemClock::new())).unwrap();
     let chunk = Bytes::from(vec![7; 100 << 10]);
     let mut full = None;
     for n in 0..20 {

@@ -4,10 +4,12 @@
 //! and `a.b` sorts before them. So the names of a folder are sorted with that slash.
 //!
 //! The names of a folder are read at once. Those of big folders are remembered for the next page,
-//! until something in that folder changes: each folder has (by hash) a counter that every change
-//! raises before it returns, so a listing that begins after a change sees it.
+//! until something in that folder changes. Each folder has (by hash) a counter that every change
+//! raises before it returns; and what another process changes gives the folder another time of
+//! modification. So a listing that begins after a change sees it, whoever made the change.
 
 use super::temp::TEMP;
+use common::Clock;
 use common::object::{Listing, ObjectMeta};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -15,12 +17,16 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 /// A folder with more names than this is remembered.
 const BIG: usize = 1000;
 /// That many big folders.
 const REMEMBERED: usize = 4;
 const COUNTERS: usize = 1024;
+/// More than a tick of the clock that stamps folders: a change that comes so long after the last one has
+/// another stamp.
+const TICK: Duration = Duration::from_millis(20);
 
 /// The names of one folder in the order of their keys; those of folders end with a slash.
 type Names = Arc<Vec<Box<str>>>;
@@ -28,6 +34,7 @@ type Names = Arc<Vec<Box<str>>>;
 struct Snapshot {
     dir: PathBuf,
     change: u64,
+    modified: SystemTime,
     names: Names,
 }
 
@@ -35,6 +42,7 @@ pub(super) struct Scanner {
     changes: Box<[AtomicU64]>,
     hasher: RandomState,
     remembered: Mutex<VecDeque<Snapshot>>,
+    clock: Arc<dyn Clock>,
 }
 
 /// What is left of one page.
@@ -64,11 +72,12 @@ impl Page<'_> {
 }
 
 impl Scanner {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
             changes: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
             remembered: Mutex::new(VecDeque::new()),
+            clock,
         }
     }
 
@@ -163,22 +172,30 @@ impl Scanner {
 
     fn names(&self, path: &Path, root: bool) -> std::io::Result<Names> {
         let change = self.counter(path).load(Ordering::SeqCst);
+        let modified = match std::fs::metadata(path).and_then(|meta| meta.modified()) {
+            Ok(modified) => modified,
+            Err(e) if is_gone(&e) => return Ok(Names::default()),
+            Err(e) => return Err(e),
+        };
         {
             let mut remembered = self.remembered.lock();
             if let Some(at) = remembered.iter().position(|s| s.dir == path) {
-                if remembered[at].change == change {
+                if (remembered[at].change, remembered[at].modified) == (change, modified) {
                     return Ok(remembered[at].names.clone());
                 }
                 remembered.remove(at);
             }
         }
+        let begin = SystemTime::UNIX_EPOCH + self.clock.unix_time();
         let names: Names = Arc::new(read_names(path, root)?);
-        if names.len() > BIG {
+        let settled = begin.duration_since(modified).is_ok_and(|age| age > TICK);
+        if names.len() > BIG && settled {
             let mut remembered = self.remembered.lock();
             if remembered.len() >= REMEMBERED {
                 remembered.pop_front();
             }
-            remembered.push_back(Snapshot { dir: path.to_path_buf(), change, names: names.clone() });
+            let dir = path.to_path_buf();
+            remembered.push_back(Snapshot { dir, change, modified, names: names.clone() });
         }
         Ok(names)
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::collections::HashSet;
 
 fn open(path: &Path) -> DirectoryStore {
-    DirectoryStore::open(path, &SystemClock::new()).unwrap()
+    DirectoryStore::open(path, Arc::new(SystemClock::new())).unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -206,6 +206,29 @@ async fn a_big_folder_is_listed_page_by_page_while_it_changes() {
 }
 
 #[tokio::test]
+async fn a_listing_of_a_big_folder_sees_what_another_process_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (open(dir.path()), open(dir.path()));
+    for n in 0..1100u32 {
+        theirs.put(&format!("v/m/{:016x}", 5000 - n), Bytes::new(), Precondition::IfAbsent).await.unwrap();
+    }
+    for n in 1100..1200u32 {
+        let first = async |store: &DirectoryStore| {
+            store.list("v/m/", None, false, 1).await.unwrap().objects.remove(0).key
+        };
+        first(&ours).await;
+        // So that it is worth remembering.
+        if n % 10 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            first(&ours).await;
+        }
+        let newest = format!("v/m/{:016x}", 5000 - n);
+        theirs.put(&newest, Bytes::new(), Precondition::IfAbsent).await.unwrap();
+        assert_eq!(first(&ours).await, newest);
+    }
+}
+
+#[tokio::test]
 async fn keys_that_lead_out_of_the_folder_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
@@ -276,8 +299,7 @@ async fn a_folder_that_was_unmounted_is_unavailable_and_not_empty() {
 #[test]
 fn opening_says_what_is_wrong_with_the_path() {
     let dir = tempfile::tempdir().unwrap();
-    let clock = SystemClock::new();
-    let kind = |path: &Path| DirectoryStore::open(path, &clock).err().unwrap();
+    let kind = |path: &Path| DirectoryStore::open(path, Arc::new(SystemClock::new())).err().unwrap();
     let missing = kind(&dir.path().join("no/where"));
     assert_eq!(missing.kind, ErrorKind::NotFound);
     assert!(missing.message().contains("mkdir -p"), "{missing}");
