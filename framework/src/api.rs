@@ -11,6 +11,7 @@
 mod auth;
 mod extract;
 mod problem;
+mod snapshots;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -71,6 +72,12 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(vdisks::list, vdisks::create))
         .routes(routes!(vdisks::show, vdisks::change, vdisks::delete))
         .routes(routes!(vdisks::drain))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::show, snapshots::change, snapshots::delete))
+        .routes(routes!(snapshots::create_group))
+        .routes(routes!(snapshots::clone))
+        .routes(routes!(snapshots::rollback))
+        .routes(routes!(snapshots::template))
         .routes(routes!(system::health))
         .routes(routes!(system::log_level, system::set_log_level))
         .routes(routes!(system::version))

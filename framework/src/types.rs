@@ -3,6 +3,13 @@
 //! The server and the command line share these types. Sizes are integers in bytes; identities are
 //! 32 hexadecimal digits; a request with an unknown key is refused.
 
+mod snapshots;
+
+pub use snapshots::{
+    CloneCreate, CloneOf, GroupSnapshotCreate, MakeTemplate, Rollback, Snapshot, SnapshotCreate,
+    SnapshotList, SnapshotPatch,
+};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -149,6 +156,15 @@ pub struct Vdisk {
     pub in_use: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether it is a template: read-only for ever, and cloned by its name.
+    #[serde(default)]
+    pub template: bool,
+    /// The snapshot that it is a clone of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneOf>,
+    /// Number of its snapshots; absent while it is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<u64>,
     /// How its acknowledged tail is replicated.
     pub dtl: Dtl,
     /// The node that owns it; `local` is the one that answered.

@@ -34,10 +34,10 @@ mod vdisk;
 mod vpool;
 
 pub use config::Settings;
-pub use registry::DtlMode;
+pub use registry::{DtlMode, ParentRecord, SnapshotId};
 pub use router::{
-    Adopted, CreateVdisk, CreateVpool, HealthItem, HealthLevel, OpenStore, OpenedStore, Router,
-    RouterExports, Stores,
+    Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, HealthItem, HealthLevel, OpenStore, OpenedStore,
+    Router, RouterExports, SnapshotShown, Stores, TakeSnapshot,
 };
 pub use vdisk::{VdiskInfo, VdiskState};
 pub use vpool::{VpoolInfo, VpoolState};

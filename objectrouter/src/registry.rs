@@ -8,11 +8,12 @@ mod tests;
 use bytes::Bytes;
 use common::error::Context;
 use common::kv::{KvAssert, KvOp, KvPair};
-use common::{Clock, Epoch, Error, ErrorKind, Kv, Name, Result, VolumeId};
+use common::{Clock, Epoch, Error, ErrorKind, Kv, Lsn, Name, Result, VolumeId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
+use volumedriver::Parent;
 
 /// The version of the records that this code writes, and the newest that it reads.
 const VERSION: u32 = 1;
@@ -63,6 +64,48 @@ impl DtlMode {
     }
 }
 
+/// Identity of a snapshot: 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "VolumeId", into = "VolumeId")]
+pub struct SnapshotId(pub u128);
+
+// The same digits as any other identity.
+impl From<VolumeId> for SnapshotId {
+    fn from(id: VolumeId) -> Self {
+        Self(id.0)
+    }
+}
+
+impl From<SnapshotId> for VolumeId {
+    fn from(id: SnapshotId) -> Self {
+        Self(id.0)
+    }
+}
+
+/// The snapshot that a vDisk began as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParentRecord {
+    /// The volume whose snapshot it is.
+    pub volume: VolumeId,
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Its place in the parent's log.
+    pub lsn: Lsn,
+}
+
+impl From<Parent> for ParentRecord {
+    fn from(parent: Parent) -> Self {
+        Self { volume: parent.volume, snapshot: SnapshotId(parent.snapshot), lsn: parent.lsn }
+    }
+}
+
+impl From<ParentRecord> for Parent {
+    fn from(record: ParentRecord) -> Self {
+        Self { volume: record.volume, snapshot: record.snapshot.0, lsn: record.lsn }
+    }
+}
+
 /// Where a vDisk is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -96,6 +139,12 @@ pub struct VdiskRecord {
     pub read_only: bool,
     /// Where it is in its life.
     pub state: VdiskLife,
+    /// What it is a clone of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentRecord>,
+    /// Snapshots that are being deleted: nobody clones them any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<SnapshotId>,
 }
 
 /// `deleted/{pool}/{volume id}`: a vDisk whose last Manifests are kept for a grace.
@@ -148,6 +197,8 @@ impl VdiskRecord {
             dtl: DtlMode::None,
             read_only: false,
             state: VdiskLife::Active,
+            parent: None,
+            leaving: Vec::new(),
         }
     }
 }
@@ -300,17 +351,21 @@ impl Records {
         Ok(())
     }
 
-    /// Adds a vDisk to the vPool as it was at `vpool_revision`.
+    /// Adds a vDisk to the vPool as it was at `vpool_revision`, if another vDisk (its parent) still has this
+    /// revision.
     pub(crate) async fn add_vdisk(
         &self,
         pool: &Name,
         vpool_revision: u64,
         name: &Name,
         record: &VdiskRecord,
+        unchanged: Option<(&Name, u64)>,
     ) -> Result<u64> {
         let key = vdisk_key(pool, name);
-        let asserts =
+        let mut asserts =
             vec![KvAssert::Revision(vpool_key(pool), vpool_revision), KvAssert::Absent(key.clone())];
+        asserts
+            .extend(unchanged.map(|(other, revision)| KvAssert::Revision(vdisk_key(pool, other), revision)));
         self.kv.txn(asserts, vec![KvOp::Put(key, encode(record)?)]).await
     }
 

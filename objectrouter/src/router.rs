@@ -5,12 +5,14 @@
 //! | `open` | the keeper of each vPool: opens its store and volumes, resumes what a crash cut short |
 //! | `vpools` | create, adopt, delete, detach |
 //! | `vdisks` | create, resize, drain, delete |
+//! | `snapshots` | snapshots, clones, rollback, templates |
 //! | `exports` | clients come in by name |
 //! | `health` | what is not well, and whether everything that can open has opened |
 
 mod exports;
 mod health;
 mod open;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod vdisks;
@@ -18,6 +20,7 @@ mod vpools;
 
 pub use exports::RouterExports;
 pub use health::{HealthItem, HealthLevel};
+pub use snapshots::{DescribeSnapshot, SnapshotShown, TakeSnapshot};
 pub use vdisks::CreateVdisk;
 pub use vpools::{Adopted, CreateVpool};
 

@@ -1,7 +1,7 @@
 //! One vDisk in memory: its record, its volume when open, its clients.
 
 use crate::handle::{Handle, Revoked};
-use crate::registry::{DtlMode, Stored, VdiskLife, VdiskRecord};
+use crate::registry::{DtlMode, ParentRecord, Stored, VdiskLife, VdiskRecord};
 use crate::vpool::Vpool;
 use common::{BlockDevice, Epoch, Error, ErrorKind, Name, Result, VolumeId};
 use parking_lot::Mutex;
@@ -50,6 +50,10 @@ pub struct VdiskInfo {
     pub dtl: DtlMode,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What it is a clone of.
+    pub parent: Option<ParentRecord>,
+    /// Whether it is a template.
+    pub template: bool,
     /// Whether it serves.
     pub state: VdiskState,
     /// Why it does not serve, or not fully.
@@ -175,13 +179,34 @@ impl Vdisk {
 
     /// Lets a client in; `None` when the volume is not open.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Handle> {
-        let read_only = self.stored.lock().record.read_only;
+        let volume = self.volume()?;
+        let read_only = self.stored.lock().record.read_only || volume.template().is_some();
+        self.let_in(volume, read_only)
+    }
+
+    /// Lets a client of something that is read from the open vDisk in; `None` when it is not open.
+    pub(crate) fn enter_as(self: &Arc<Self>, device: Arc<dyn BlockDevice>) -> Option<Handle> {
+        self.let_in(device, true)
+    }
+
+    fn let_in(self: &Arc<Self>, device: Arc<dyn BlockDevice>, read_only: bool) -> Option<Handle> {
         let mut slot = self.slot.lock();
-        let Phase::Open(volume) = &slot.phase else { return None };
-        let (device, revoked) = (volume.clone() as Arc<dyn BlockDevice>, slot.revoked.clone());
+        let Phase::Open(_) = &slot.phase else { return None };
+        let revoked = slot.revoked.clone();
         slot.clients += 1;
         drop(slot);
         Some(Handle::new(device, revoked, read_only, self.clone()))
+    }
+
+    /// `Denied` for a template.
+    pub(crate) fn must_not_be_template(&self) -> Result<()> {
+        match self.volume().is_some_and(|volume| volume.template().is_some()) {
+            true => Err(Error::new(
+                ErrorKind::Denied,
+                format!("vDisk '{self}' is a template: it does not change, clone it"),
+            )),
+            false => Ok(()),
+        }
     }
 
     #[cfg(test)]
@@ -269,6 +294,8 @@ impl Vdisk {
             owner: record.owner,
             dtl: record.dtl,
             read_only: record.read_only,
+            parent: record.parent,
+            template: status.as_ref().is_some_and(|s| s.template),
             state,
             reason,
             clients,

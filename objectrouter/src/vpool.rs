@@ -61,6 +61,9 @@ pub(crate) struct Vpool {
     pub(crate) phase: watch::Sender<PoolPhase>,
     /// Held for reading by who adds a vDisk, for writing by who takes the vPool away.
     pub(crate) members: RwLock<()>,
+    /// Held by who makes a clone, and by who takes a snapshot or a vDisk away, while they look who depends on
+    /// whom and write down what they do. Taken after a vDisk's `work`.
+    pub(crate) lineage: tokio::sync::Mutex<()>,
     /// There is something to do: try again now.
     pub(crate) kick: Notify,
 }
@@ -73,6 +76,7 @@ impl Vpool {
             about: Mutex::new((String::new(), None)),
             phase: watch::Sender::new(phase),
             members: RwLock::new(()),
+            lineage: tokio::sync::Mutex::new(()),
             kick: Notify::new(),
         }
     }

@@ -1,5 +1,9 @@
 //! The command line: words only, no work.
 
+mod snapshots;
+
+pub use snapshots::SnapshotAction;
+
 use crate::config::{LogFormat, Sources};
 use crate::failure::EXIT_CODES;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -302,6 +306,9 @@ Examples:
   storagerouter vdisk show disk1
   storagerouter vdisk resize demo/disk1 --size 20GiB
   storagerouter vdisk set demo/disk1 --read-only true
+  storagerouter vdisk snapshot disk1 monday
+  storagerouter vdisk clone disk1@monday disk2
+  storagerouter vdisk rollback disk1 monday
   storagerouter vdisk delete disk1")]
 pub struct Vdisk {
     /// The API.
@@ -377,6 +384,9 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         wait: u64,
     },
+    /// Snapshots, clones, rollback, templates.
+    #[command(flatten)]
+    Snapshots(SnapshotAction),
 }
 
 /// `log-level`.

@@ -210,7 +210,7 @@ pub(crate) fn of_volume(volume: VolumeId, epoch: Epoch) -> String {
 }
 
 /// Seconds since 1970 as date and time, UTC.
-fn time(seconds: u64) -> String {
+pub fn time(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     if days > 1_000_000 {
         return format!("{seconds} seconds after 1970");

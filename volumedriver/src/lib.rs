@@ -44,7 +44,7 @@ pub mod volume;
 
 pub use config::Settings;
 pub use driver::{CreateVolume, Driver, ImageInfo};
-pub use pool::{Pool, PoolInfo};
 pub use format::{Description, Parent};
+pub use pool::{Pool, PoolInfo};
 pub use volume::snapshot_device::SnapshotDevice;
 pub use volume::{Frontiers, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus};

@@ -37,7 +37,11 @@ impl Lsns {
 
     /// Its part up to `lsn`.
     pub fn up_to(&self, lsn: Lsn) -> Vec<(Lsn, Lsn)> {
-        self.0.iter().filter(|(first, _)| *first <= lsn).map(|&(first, last)| (first, last.min(lsn))).collect()
+        self.0
+            .iter()
+            .filter(|(first, _)| *first <= lsn)
+            .map(|&(first, last)| (first, last.min(lsn)))
+            .collect()
     }
 
     /// The head after a rollback to this view: its log goes on behind `last`, and what lies between

@@ -203,7 +203,9 @@ impl Views {
             };
             let depth = 1 + parent.as_ref().map_or(0, |p| p.depth);
             if depth > MAX_DEPTH {
-                return Err(Error::corrupt(format!("volume {volume}: more than {MAX_DEPTH} clones of clones")));
+                return Err(Error::corrupt(format!(
+                    "volume {volume}: more than {MAX_DEPTH} clones of clones"
+                )));
             }
             let view = Arc::new(View { parent, depth, ..View::own(store, cache, volume, &tlogs, found) });
             let mut views = self.0.lock();

@@ -29,16 +29,16 @@ pub(crate) mod write;
 use crate::config::Settings;
 use crate::core::Core;
 use crate::credit::{Credits, Left};
+use crate::format::snapshot::Description;
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
 use crate::metrics::Metrics;
-use crate::format::snapshot::Description;
 use crate::read_cache::ReadCache;
-use crate::view::{MapCache, View, Views};
+use crate::view::{MAX_DEPTH, MapCache, View, Views};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
-    BlockDevice, Clock, Epoch, Error, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId, mutant,
+    BlockDevice, Clock, Epoch, Error, ErrorKind, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId, mutant,
 };
 use parking_lot::Mutex;
 use persist::Trouble;
@@ -94,6 +94,10 @@ pub struct VolumeStatus {
     pub frontiers: Frontiers,
     /// Whether it serves.
     pub state: VolumeState,
+    /// Snapshots, on the backend or not yet.
+    pub snapshots: usize,
+    /// Whether it is a template.
+    pub template: bool,
 }
 
 /// How long a volume that closes waits for its background task.
@@ -229,6 +233,7 @@ impl Volume {
     pub fn status(&self) -> VolumeStatus {
         let shared = &self.shared;
         let (scos, live) = shared.index.totals();
+        let snapshots = shared.snapshots.all();
         let core = shared.core.lock();
         let state = match (core.stopped(), shared.trouble.get()) {
             (Some(error), _) => VolumeState::Stopped(error.to_string()),
@@ -243,6 +248,8 @@ impl Volume {
             epoch: shared.epoch,
             frontiers: core.frontiers(),
             state,
+            snapshots: snapshots.len(),
+            template: snapshots.iter().any(|s| s.about.template),
         }
     }
 
@@ -303,7 +310,8 @@ impl Volume {
     pub fn find_snapshot(&self, name: &str) -> Result<SnapshotInfo> {
         self.shared.snapshots.find(name).ok_or_else(|| {
             let all = self.snapshots();
-            let names: Vec<String> = all.iter().rev().take(8).map(|s| format!("'{}'", s.about.name)).collect();
+            let names: Vec<String> =
+                all.iter().rev().take(8).map(|s| format!("'{}'", s.about.name)).collect();
             let there = match all.len() {
                 0 => "there are none".to_owned(),
                 n if n <= 8 => format!("there are {}", names.join(", ")),
@@ -311,6 +319,22 @@ impl Volume {
             };
             Error::not_found(format!("there is no snapshot '{}': {there}", name.escape_debug()))
         })
+    }
+
+    /// The snapshot that a template is; `None` for any other volume.
+    pub fn template(&self) -> Option<SnapshotInfo> {
+        self.snapshots().into_iter().find(|s| s.about.template)
+    }
+
+    /// `Unsupported` when a clone of this volume would have more clones above it than may be.
+    pub fn check_depth(&self) -> Result<()> {
+        match self.shared.parent.as_ref().map_or(0, |p| p.depth()) {
+            MAX_DEPTH.. => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("it is a clone of a clone, {MAX_DEPTH} deep: copy it instead"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Changes or deletes a snapshot; a Manifest knows when it returns. One that is not on the backend
@@ -330,7 +354,8 @@ impl Volume {
         }
         let (shared, id) = (&self.shared, found.about.id);
         let what = format!("reading the list of snapshots of volume {}", shared.id);
-        let view = shared.persist(&what, || self.views.get(&shared.store, &shared.maps, shared.id, id)).await?;
+        let view =
+            shared.persist(&what, || self.views.get(&shared.store, &shared.maps, shared.id, id)).await?;
         Ok(SnapshotDevice::new(shared.clone(), view))
     }
 

@@ -4,8 +4,8 @@ use super::State;
 use super::extract::{Body, Names, Params};
 use super::problem::Answer;
 use crate::types::{
-    Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter, VdiskList, VdiskPatch,
-    VdiskState,
+    CloneOf, Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter, VdiskList,
+    VdiskPatch, VdiskState,
 };
 use axum::Json;
 use axum::extract;
@@ -34,7 +34,8 @@ fn escaped(path: &str) -> String {
     text
 }
 
-fn shown(state: &State, info: VdiskInfo) -> Vdisk {
+/// A vDisk in the API's words.
+pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
     // Names hold nothing that needs escaping in a URI.
     let nbd_uri = state.nbd_uri.as_ref().map(|template| {
         template.replace("{vpool}", info.vpool.as_str()).replace("{vdisk}", info.name.as_str())
@@ -44,6 +45,12 @@ fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         .as_ref()
         .map(|socket| format!("nbd+unix:///{}/{}?socket={}", info.vpool, info.name, escaped(socket)));
     let status = info.status.as_ref();
+    let clone_of = info.parent.map(|parent| {
+        // In the same vPool; its id when it is not known here.
+        let id = parent.volume.to_string();
+        let known = state.router.vdisk(info.vpool.as_str(), &id).map(|vdisk| vdisk.name.to_string());
+        CloneOf { vdisk: known.unwrap_or(id), snapshot_id: format!("{:032x}", parent.snapshot.0) }
+    });
     Vdisk {
         name: info.name.to_string(),
         vpool: info.vpool.to_string(),
@@ -73,6 +80,9 @@ fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         reason: info.reason,
         in_use: info.clients,
         read_only: info.read_only,
+        template: info.template,
+        clone_of,
+        snapshots: status.map(|s| s.snapshots as u64),
         dtl: Dtl { mode: info.dtl.as_str().to_string() },
         owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
         nbd_uri,

@@ -32,7 +32,7 @@ async fn what_was_written_is_read_and_has_a_version() {
     let (kv, records, pool_revision) = one_pool().await;
     let mut record = disk(1);
     record.state = VdiskLife::Creating;
-    records.add_vdisk(&name("p"), pool_revision, &name("d"), &record).await.unwrap();
+    records.add_vdisk(&name("p"), pool_revision, &name("d"), &record, None).await.unwrap();
     let contents = records.load().await.unwrap();
     assert_eq!(contents.vpools.len(), 1);
     assert_eq!(contents.vpools[0].1.record.id.0, 7);
@@ -47,14 +47,14 @@ async fn what_was_written_is_read_and_has_a_version() {
 async fn a_change_based_on_an_old_revision_is_refused() {
     let (_, records, pool_revision) = one_pool().await;
     let (p, d) = (name("p"), name("d"));
-    let first = records.add_vdisk(&p, pool_revision, &d, &disk(1)).await.unwrap();
+    let first = records.add_vdisk(&p, pool_revision, &d, &disk(1), None).await.unwrap();
     records.put_vdisks(&p, &[(d.clone(), disk(1), first)]).await.unwrap();
     let stale = records.put_vdisks(&p, &[(d.clone(), disk(1), first)]).await.unwrap_err();
     assert_eq!(stale.kind, ErrorKind::Conflict);
     // A new vDisk asserts its vPool, and that the name is free.
     let record = records.load().await.unwrap().vpools.remove(0).1.record;
     records.put_vpool(&p, &record, pool_revision).await.unwrap();
-    let stale = records.add_vdisk(&p, pool_revision, &name("e"), &disk(2)).await.unwrap_err();
+    let stale = records.add_vdisk(&p, pool_revision, &name("e"), &disk(2), None).await.unwrap_err();
     assert_eq!(stale.kind, ErrorKind::Conflict);
 }
 
@@ -62,8 +62,8 @@ async fn a_change_based_on_an_old_revision_is_refused() {
 async fn many_vdisks_change_together_or_not_at_all() {
     let (_, records, pool_revision) = one_pool().await;
     let (p, a, b) = (name("p"), name("a"), name("b"));
-    let at_a = records.add_vdisk(&p, pool_revision, &a, &disk(1)).await.unwrap();
-    records.add_vdisk(&p, pool_revision, &b, &disk(2)).await.unwrap();
+    let at_a = records.add_vdisk(&p, pool_revision, &a, &disk(1), None).await.unwrap();
+    records.add_vdisk(&p, pool_revision, &b, &disk(2), None).await.unwrap();
     let mut raised = disk(1);
     raised.epoch = Epoch(9);
     let changes = [(a.clone(), raised, at_a), (b, disk(2), at_a)];
@@ -106,7 +106,7 @@ async fn what_is_not_ours_is_refused_and_nothing_panics() {
 async fn a_deleted_vdisk_leaves_a_trace_until_it_is_forgotten() {
     let (_, records, pool_revision) = one_pool().await;
     let (p, d) = (name("p"), name("d"));
-    let revision = records.add_vdisk(&p, pool_revision, &d, &disk(1)).await.unwrap();
+    let revision = records.add_vdisk(&p, pool_revision, &d, &disk(1), None).await.unwrap();
     records.bury_vdisk(&p, &d, &Stored { record: disk(1), revision }, 77).await.unwrap();
     assert!(records.vdisk(&p, &d).await.unwrap().is_none());
     let deleted = records.deleted(&p).await.unwrap();

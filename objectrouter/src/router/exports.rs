@@ -61,8 +61,12 @@ impl Router {
         if vdisk.volume().is_some() { Ok(()) } else { Err(vdisk.why_closed()) }
     }
 
-    /// Opens a vDisk for a client, by `vpool/vdisk` or by a plain name when it is unique.
+    /// Opens a vDisk for a client, by `vpool/vdisk` or by a plain name when it is unique; with `@snapshot`
+    /// behind it, a snapshot of it, to be read.
     pub async fn open_export(self: &Arc<Self>, name: &str) -> Result<Arc<dyn BlockDevice>> {
+        if let Some((vdisk, snapshot)) = name.split_once('@') {
+            return self.open_snapshot(&self.find_export(vdisk)?, snapshot).await;
+        }
         let vdisk = self.find_export(name)?;
         if let Some(handle) = vdisk.enter() {
             return Ok(Arc::new(handle));

@@ -9,7 +9,7 @@ use common::{Clock, Epoch, Error, ErrorKind, Result};
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
-use volumedriver::{CreateVolume, Pool};
+use volumedriver::{CreateVolume, Pool, Volume};
 
 /// Epochs of one vPool raised in one registry transaction.
 const EPOCHS_PER_TRANSACTION: usize = 100;
@@ -281,9 +281,18 @@ impl Router {
             None => self.change_record(vdisk, |record| record.epoch = record.epoch.next()).await?.epoch,
         };
         let volume = self.driver.open(pool, vdisk.id, epoch).await?;
+        self.opened(vdisk, volume).await;
+        Ok(())
+    }
+
+    /// A volume is open: it serves, and the registry learns what it says; the caller holds `work`.
+    pub(super) async fn opened(self: &Arc<Self>, vdisk: &Arc<Vdisk>, volume: Arc<Volume>) {
         let status = volume.status();
         tracing::info!(vdisk = %vdisk, volume = %vdisk.id, epoch = status.epoch.0, "vDisk is open");
-        vdisk.tried(Phase::Open(volume));
+        vdisk.tried(Phase::Open(volume.clone()));
+        if let Err(error) = self.resume_leaving(vdisk, &volume) {
+            tracing::warn!(vdisk = %vdisk, %error, "can't go on deleting snapshots");
+        }
         // The journal or the backend may know a higher epoch, and a size that was changed right
         // before a crash. The registry is told; when it can't be, the next open finds out again.
         let record = vdisk.stored().record;
@@ -296,7 +305,6 @@ impl Router {
                 tracing::warn!(vdisk = %vdisk, %error, "can't note size and epoch in the registry");
             }
         }
-        Ok(())
     }
 
     /// Completes a creation, or turns it into a deletion when it can't be; the caller holds `work`.
@@ -308,7 +316,7 @@ impl Router {
             size: record.size,
             sco_size: record.sco_size,
             epoch: record.epoch,
-            parent: None,
+            parent: record.parent.map(Into::into),
         };
         match self.driver.create(pool, spec).await {
             Ok(()) => {}

@@ -129,6 +129,7 @@ fn adopted_names_are_valid_different_and_reported() {
         size: 4096,
         sco_size: 8 << 20,
         epoch: common::Epoch(1),
+        parent: None,
     };
     let long = "x".repeat(63);
     let images = [
@@ -333,7 +334,7 @@ async fn what_a_crash_cut_short_is_completed_or_resumed() {
     let node_id = records.node(&*world.clock).await.unwrap();
     half.owner = node_id;
     half.state = crate::registry::VdiskLife::Creating;
-    records.add_vdisk(&pool.0, pool.1.revision, &"half".parse().unwrap(), &half).await.unwrap();
+    records.add_vdisk(&pool.0, pool.1.revision, &"half".parse().unwrap(), &half, None).await.unwrap();
 
     let node = world.start().await;
     node.ready().await;

@@ -1,13 +1,16 @@
 //! vDisks: create, resize, drain, delete.
 
 use super::Router;
+use super::vpools::named;
 use crate::registry::{Stored, VdiskLife, VdiskRecord, VpoolLife};
 use crate::sizes;
 use crate::vdisk::{Phase, Vdisk, VdiskInfo};
+use crate::vpool::Vpool;
 use common::error::Context;
 use common::{Epoch, Error, ErrorKind, Name, Result, VolumeId};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::MutexGuard;
 
 /// What a new vDisk is.
 #[derive(Debug, Clone)]
@@ -34,33 +37,48 @@ impl Router {
     async fn do_create_vdisk(self: &Arc<Self>, spec: CreateVdisk) -> Result<VdiskInfo> {
         let vpool = self.find_pool(&spec.vpool)?;
         let _members = vpool.members.read().await;
+        let cluster_size = vpool.stored().record.cluster_size;
+        let sco_size = spec.sco_size.unwrap_or(sizes::DEFAULT_SCO_SIZE);
+        sizes::check_size(spec.size, cluster_size)?;
+        sizes::check_sco_size(sco_size, cluster_size)?;
+        let id = VolumeId(self.clock.random_u128());
+        let record = VdiskRecord::new(id, spec.size, sco_size, Epoch(1), &self.node);
+        self.add_vdisk(&vpool, spec.name, record, None).await
+    }
+
+    /// Makes a vDisk as the record says and opens it; the caller holds `members` of the vPool. A clone comes
+    /// with its parent's name and revision, and the lock that it gives back once the clone is known.
+    pub(super) async fn add_vdisk(
+        self: &Arc<Self>,
+        vpool: &Arc<Vpool>,
+        name: Name,
+        mut record: VdiskRecord,
+        parent: Option<(&Name, u64, MutexGuard<'_, ()>)>,
+    ) -> Result<VdiskInfo> {
         let Stored { record: vpool_record, revision: vpool_revision } = vpool.stored();
         if vpool_record.state == VpoolLife::Deleting || vpool.is_gone() {
             return Err(Error::conflict(format!("vPool '{}' is being deleted", vpool.name)));
         }
-        let sco_size = spec.sco_size.unwrap_or(sizes::DEFAULT_SCO_SIZE);
-        sizes::check_size(spec.size, vpool_record.cluster_size)?;
-        sizes::check_sco_size(sco_size, vpool_record.cluster_size)?;
-        let exists = || Error::conflict(format!("vDisk '{}/{}' exists already", vpool.name, spec.name));
-        if self.find_vdisk(vpool.name.as_str(), spec.name.as_str()).is_ok() {
+        let exists = || Error::conflict(format!("vDisk '{}/{name}' exists already", vpool.name));
+        if self.find_vdisk(vpool.name.as_str(), name.as_str()).is_ok() {
             return Err(exists());
         }
         let pool = vpool.pool()?;
-        let id = VolumeId(self.clock.random_u128());
-        let mut record = VdiskRecord::new(id, spec.size, sco_size, Epoch(1), &self.node);
         record.state = VdiskLife::Creating;
-        let added = self.records.add_vdisk(&vpool.name, vpool_revision, &spec.name, &record).await;
+        let unchanged = parent.as_ref().map(|(name, revision, _)| (*name, *revision));
+        let added = self.records.add_vdisk(&vpool.name, vpool_revision, &name, &record, unchanged).await;
         let revision = match added {
             Ok(revision) => revision,
             Err(error) if error.kind == ErrorKind::Conflict => {
-                let there = self.records.vdisk(&vpool.name, &spec.name).await?.is_some();
+                let there = self.records.vdisk(&vpool.name, &name).await?.is_some();
                 return Err(if there { exists() } else { error });
             }
             Err(error) => return Err(error),
         };
-        let vdisk = Vdisk::new(vpool.clone(), spec.name.clone(), Stored { record, revision });
+        let vdisk = Vdisk::new(vpool.clone(), name.clone(), Stored { record, revision });
         let _work = vdisk.work.lock().await;
-        self.catalog.write().vdisks.insert((vpool.name.clone(), spec.name.clone()), vdisk.clone());
+        self.catalog.write().vdisks.insert((vpool.name.clone(), name), vdisk.clone());
+        drop(parent);
 
         if let Err(error) = self.finish_create(&vdisk, &pool).await {
             self.undo_create(&vdisk, &pool).await;
@@ -97,6 +115,7 @@ impl Router {
         let work = async move {
             let _work = vdisk.work.lock().await;
             let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
+            vdisk.must_not_be_template()?;
             let present = volume.status().size;
             sizes::check_growth(present, size, vdisk.pool.stored().record.cluster_size)
                 .context(format!("vDisk '{vdisk}'"))?;
@@ -124,6 +143,9 @@ impl Router {
         let task = format!("change vDisk {vdisk}");
         let work = async move {
             let _work = vdisk.work.lock().await;
+            if !read_only {
+                vdisk.must_not_be_template()?;
+            }
             router.change_record(&vdisk, |record| record.read_only = read_only).await?;
             Ok(vdisk.info())
         };
@@ -159,8 +181,8 @@ impl Router {
         Ok(vdisk.info())
     }
 
-    /// Deletes a vDisk and its objects. One that is in use is refused unless `force`; then the
-    /// requests of its clients fail from now on.
+    /// Deletes a vDisk, its snapshots and its objects. One that has clones is refused, with their names. One
+    /// that is in use is refused unless `force`; then the requests of its clients fail from now on.
     pub async fn delete_vdisk(self: &Arc<Self>, vpool: &str, name: &str, force: bool) -> Result<()> {
         let vdisk = self.find_vdisk(vpool, name)?;
         let router = self.clone();
@@ -174,11 +196,24 @@ impl Router {
             return Ok(());
         }
         let pool = vdisk.pool.pool().context(format!("vDisk '{vdisk}' can't be deleted now"))?;
+        let lineage = vdisk.pool.lineage.lock().await;
+        let clones = self.clones(vdisk, None);
+        if !clones.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "vDisk '{vdisk}' is not deleted: {} clone(s) of it: {}; delete them first",
+                    clones.len(),
+                    named(clones.into_iter())
+                ),
+            ));
+        }
         let before = vdisk.leave(force, "deleted")?;
         if let Err(error) = self.change_record(vdisk, |record| record.state = VdiskLife::Deleting).await {
             vdisk.stay(before);
             return Err(error);
         }
+        drop(lineage);
         vdisk.revoke();
         if let Phase::Open(volume) = before {
             volume.close().await;

@@ -1,7 +1,7 @@
 //! vPools: create, adopt, delete, detach.
 
 use super::{OpenedStore, Router};
-use crate::registry::{Stored, VdiskRecord, VpoolLife, VpoolRecord};
+use crate::registry::{ParentRecord, Stored, VdiskRecord, VpoolLife, VpoolRecord};
 use crate::sizes;
 use crate::vdisk::{Phase, Vdisk};
 use crate::vpool::{PoolPhase, Vpool, VpoolInfo};
@@ -45,7 +45,8 @@ const NAMED: usize = 5;
 /// Objects deleted at a time.
 const DELETES: usize = 16;
 
-fn named<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {
+/// Some of the names, and how many more there are.
+pub(super) fn named<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {
     let count = names.len();
     let mut text = names.take(NAMED).map(|n| format!("'{}'", n.to_string())).collect::<Vec<_>>().join(", ");
     if count > NAMED {
@@ -142,7 +143,9 @@ impl Router {
             .iter()
             .filter_map(|adopted| {
                 let image = images.iter().find(|image| image.id == adopted.id)?;
-                let record = VdiskRecord::new(image.id, image.size, image.sco_size, image.epoch, &self.node);
+                let mut record =
+                    VdiskRecord::new(image.id, image.size, image.sco_size, image.epoch, &self.node);
+                record.parent = image.parent.map(ParentRecord::from);
                 Some((adopted.name.clone(), record))
             })
             .collect();

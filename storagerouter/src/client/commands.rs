@@ -1,7 +1,7 @@
 //! What each client command asks, and how its answer is shown.
 
 use super::http::{Api, escape};
-use super::{print, show, tables};
+use super::{print, show, snapshots, tables};
 use crate::cli::{self, BackendArgs, BackendKind, Output, VdiskAction, VpoolAction};
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The body of an answer that has none.
-const NOTHING: Option<&()> = None;
+pub(super) const NOTHING: Option<&()> = None;
 
 /// `vpool ...`.
 pub async fn vpool(args: &cli::Vpool) -> Result<()> {
@@ -98,6 +98,7 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
             let vdisk: Vdisk = api.call(Method::POST, &format!("{path}/drain?wait={wait}"), NOTHING).await?;
             show(output, &vdisk, tables::vdisk)
         }
+        VdiskAction::Snapshots(action) => snapshots::run(api, output, action).await,
     }
 }
 
@@ -139,7 +140,7 @@ pub async fn version(args: &cli::Plain) -> Result<()> {
     })
 }
 
-fn done(output: Output, text: &str) -> Result<()> {
+pub(super) fn done(output: Output, text: &str) -> Result<()> {
     match output {
         // The API answers a deletion with nothing.
         Output::Json => Ok(()),
@@ -148,7 +149,7 @@ fn done(output: Output, text: &str) -> Result<()> {
 }
 
 /// Checks a name before it is sent: the reply to a slash would only be a "not found".
-fn name(text: &str) -> Result<String> {
+pub(super) fn name(text: &str) -> Result<String> {
     text.parse::<common::Name>()?;
     Ok(text.to_string())
 }
@@ -166,7 +167,7 @@ fn vpool_path(text: &str) -> Result<String> {
 }
 
 /// The path of a vDisk. A name alone must be unique: then the API says which vPool has it.
-async fn vdisk_path(api: &Api, text: &str) -> Result<String> {
+pub(super) async fn vdisk_path(api: &Api, text: &str) -> Result<String> {
     let path = |vpool: &str, disk: &str| format!("/api/v1/vdisks/{}/{}", escape(vpool), escape(disk));
     if let Some((vpool, disk)) = text.split_once('/') {
         return Ok(path(&name(vpool)?, &name(disk)?));

@@ -2,7 +2,7 @@
 
 use crate::size::human;
 use comfy_table::{CellAlignment, Table, presets};
-use framework::types::{Health, HealthLevel, Vdisk, VdiskState, Vpool, VpoolState};
+use framework::types::{Health, HealthLevel, Snapshot, Vdisk, VdiskState, Vpool, VpoolState};
 use serde_json::Value;
 
 fn table(header: &[&str]) -> Table {
@@ -128,6 +128,7 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
             f.accepted, f.synced, f.sealed, f.committed, f.trimmed
         )
     });
+    let clone_of = vdisk.clone_of.as_ref().map(|of| format!("{}@{}", of.vdisk, of.snapshot_id));
     pairs(vec![
         ("name", Some(format!("{}/{}", vdisk.vpool, vdisk.name))),
         ("id", Some(vdisk.id.clone())),
@@ -144,8 +145,48 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("owner", Some(vdisk.owner.clone())),
         ("in use by", Some(format!("{} connections", vdisk.in_use))),
         ("read only", vdisk.read_only.then(|| "yes".to_string())),
+        ("template", vdisk.template.then(|| "yes".to_string())),
+        ("clone of", clone_of),
+        ("snapshots", vdisk.snapshots.filter(|n| *n > 0).map(|n| n.to_string())),
         ("nbd", vdisk.nbd_uri.clone()),
         ("nbd, local", vdisk.nbd_unix_uri.clone()),
+    ])
+}
+
+/// `vdisk snapshots`, and those that `vdisk snapshot --with` took.
+pub fn snapshots(items: &[Snapshot]) -> String {
+    let mut table = table(&["SNAPSHOT", "SIZE", "TAKEN", "ON BACKEND", "FLAGS", "CLONES"]);
+    for s in items {
+        table.add_row([
+            format!("{}@{}", s.vdisk, s.name),
+            human(s.size_bytes),
+            volumedriver::inspect::time(s.created_at),
+            if s.on_backend { "yes" } else { "not yet" }.to_string(),
+            flags(s),
+            s.clones.len().to_string(),
+        ]);
+    }
+    align_right(&mut table, &[1, 5]);
+    text(&table)
+}
+
+fn flags(s: &Snapshot) -> String {
+    let flags = [("consistent", s.consistent), ("sticky", s.sticky)];
+    flags.iter().filter(|(_, on)| *on).map(|(flag, _)| *flag).collect::<Vec<_>>().join(" ")
+}
+
+/// `vdisk snapshot-show`, and what the other commands left.
+pub fn snapshot(s: &Snapshot) -> String {
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    pairs(vec![
+        ("name", Some(format!("{}@{}", s.vdisk, s.name))),
+        ("id", Some(s.id.clone())),
+        ("size", Some(both(s.size_bytes))),
+        ("taken", Some(volumedriver::inspect::time(s.created_at))),
+        ("on backend", Some(if s.on_backend { "yes" } else { "not yet" }.to_string())),
+        ("flags", some(flags(s))),
+        ("metadata", some(s.metadata.clone())),
+        ("clones", some(s.clones.join(", "))),
     ])
 }
 

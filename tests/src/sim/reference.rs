@@ -117,7 +117,8 @@ impl Reference {
     pub fn explains(&self, clusters: usize, least: usize, found: &State) -> bool {
         (least..=self.log.len()).any(|n| {
             let state = self.state(clusters, n);
-            let gone = |number: usize, acked: bool| self.deleted.iter().any(|d| d.1 == number && d.2 >= acked);
+            let gone =
+                |number: usize, acked: bool| self.deleted.iter().any(|d| d.1 == number && d.2 >= acked);
             let may = |s: &(usize, Vec<u8>)| state.snapshots.contains(s) && !gone(s.0, true);
             let must = |s: &&(usize, Vec<u8>)| !gone(s.0, false);
             state.image == found.image

@@ -218,7 +218,9 @@ impl Sequence {
             let sectors = |image: &[u8]| image.chunks(SECTOR).map(|s| s[0]).collect::<Vec<u8>>();
             let snapshots: Vec<_> = found.snapshots.iter().map(|s| (s.0, sectors(&s.1))).collect();
             let image = sectors(&found.image);
-            return Err(format!("no prefix of at least {least} operations explains {image:?} with {snapshots:?}"));
+            return Err(format!(
+                "no prefix of at least {least} operations explains {image:?} with {snapshots:?}"
+            ));
         }
         for &(by, of) in &self.reference.clones {
             let (volume, snapshot) = (&self.world.volumes[0], snapshot_name(of));

@@ -21,6 +21,7 @@ const KINDS: [ObjectKind; 1] = [ObjectKind::SnapshotPage];
 const VERSION: u16 = 1;
 const CONSISTENT: u16 = 1;
 const STICKY: u16 = 2;
+const TEMPLATE: u16 = 4;
 /// Bytes of a description without name and metadata.
 const FIXED: usize = 40;
 /// Bytes of a snapshot in a page without its description and its ranges.
@@ -39,6 +40,8 @@ pub struct Description {
     pub consistent: bool,
     /// Whether schedules leave it alone.
     pub sticky: bool,
+    /// Whether its volume is a template since then: never written again.
+    pub template: bool,
     /// Whatever the user wants to keep with it; at most [`MAX_METADATA`] bytes.
     pub metadata: Bytes,
 }
@@ -94,7 +97,9 @@ impl SnapshotPageRef {
 impl Description {
     fn write(&self, w: &mut Writer) {
         let flag = |on: bool, flag: u16| if on { flag } else { 0 };
-        w.u16(VERSION).u16(flag(self.consistent, CONSISTENT) | flag(self.sticky, STICKY));
+        let flags =
+            flag(self.consistent, CONSISTENT) | flag(self.sticky, STICKY) | flag(self.template, TEMPLATE);
+        w.u16(VERSION).u16(flags);
         w.u16(self.name.len() as u16).u16(self.metadata.len() as u16);
         w.u128(self.id).u64(self.created_at).u64(0);
         w.bytes(self.name.as_bytes()).bytes(&self.metadata);
@@ -107,7 +112,7 @@ impl Description {
             return unsupported(format!("a snapshot's description of version {version}"));
         }
         let flags = r.u16()?;
-        if flags & !(CONSISTENT | STICKY) != 0 {
+        if flags & !(CONSISTENT | STICKY | TEMPLATE) != 0 {
             return unsupported(format!("a snapshot with unknown flags {flags:#x}"));
         }
         let (name, metadata) = (r.u16()? as usize, r.u16()? as usize);
@@ -119,6 +124,7 @@ impl Description {
             created_at,
             consistent: flags & CONSISTENT != 0,
             sticky: flags & STICKY != 0,
+            template: flags & TEMPLATE != 0,
             metadata: Bytes::copy_from_slice(r.take(metadata)?),
         };
         about.check().map_err(|e| e.context(who.to_string()))?;
@@ -239,7 +245,9 @@ fn check(envelope: &Envelope, snapshots: &[Snapshot]) -> Result<()> {
     }
     snapshots.iter().try_for_each(Snapshot::check)?;
     match snapshots.windows(2).find(|pair| pair[0].lsn >= pair[1].lsn) {
-        Some(pair) => Err(Error::corrupt(format!("{envelope}: snapshots at LSN {} are out of order", pair[1].lsn))),
+        Some(pair) => {
+            Err(Error::corrupt(format!("{envelope}: snapshots at LSN {} are out of order", pair[1].lsn)))
+        }
         None => Ok(()),
     }
 }
@@ -267,6 +275,9 @@ pub fn fuzz(data: &[u8]) {
 /// Whatever is read is written the same.
 pub(crate) fn verify(data: &[u8]) {
     if let Ok((envelope, snapshots)) = decode(data) {
-        assert!(encode(&envelope, &snapshots).is_ok_and(|(again, _)| again == data), "{envelope:?} {snapshots:?}");
+        assert!(
+            encode(&envelope, &snapshots).is_ok_and(|(again, _)| again == data),
+            "{envelope:?} {snapshots:?}"
+        );
     }
 }

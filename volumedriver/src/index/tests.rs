@@ -128,7 +128,8 @@ fn an_index_ahead_of_the_backend_or_damaged_is_dropped() {
 
 #[test]
 fn a_range_of_64_tib_costs_the_pages_that_exist() {
-    let (index, _) = Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0), of("a")).unwrap();
+    let (index, _) =
+        Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0), of("a")).unwrap();
     let end = (64u64 << 40) / 4096;
     apply(&index, 1, &Op::Data(1_000_000, 3));
     apply(&index, 2, &Op::Zero(1, end - 1));

@@ -50,9 +50,7 @@ impl Weighter<Key, Node> for ByMemory {
     fn weight(&self, _: &Key, node: &Node) -> u64 {
         const OVERHEAD: usize = 128;
         let bytes = match node {
-            Node::Tree(tree) => {
-                tree.index.blocks.len() * 32 + tree.index.dict.len() * size_of::<DictEntry>()
-            }
+            Node::Tree(tree) => tree.index.blocks.len() * 32 + tree.index.dict.len() * size_of::<DictEntry>(),
             Node::Block(block) => block.entries.len() * size_of::<TLogEntry>() + block.crcs.len() * 4,
             Node::Page(_) => Page::BYTES as usize,
         };
@@ -70,7 +68,9 @@ impl MapCache {
     /// A cache of at most `bytes`.
     pub fn new(bytes: u64) -> Self {
         let items = (bytes / 4096).max(16) as usize;
-        Self { cache: Cache::with(items, bytes, ByMemory, FixedState::default(), DefaultLifecycle::default()) }
+        Self {
+            cache: Cache::with(items, bytes, ByMemory, FixedState::default(), DefaultLifecycle::default()),
+        }
     }
 
     /// What is there, or what `make` gives: once, however many ask.

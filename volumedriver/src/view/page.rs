@@ -94,7 +94,8 @@ impl Source<'_> {
         let told = self.told(named);
         let len = named.obj.len;
         let (envelope, header) =
-            tlog::decode_head(&self.range(named, 0..len.min(crate::format::BLOCK as u64)).await?).map_err(&told)?;
+            tlog::decode_head(&self.range(named, 0..len.min(crate::format::BLOCK as u64)).await?)
+                .map_err(&told)?;
         let from = len.saturating_sub(INDEX_GUESS);
         let end = self.range(named, from..len).await?;
         let footer = tlog::decode_footer(&end, len).map_err(&told)?;

@@ -117,7 +117,9 @@ pub(crate) async fn open(
         Some(p) => {
             let view = home.views.get(&store, &home.maps, p.volume, p.snapshot).await;
             Some(view.map_err(|e| match e.kind {
-                ErrorKind::NotFound => Error::corrupt(format!("volume {id} is a clone, and its origin is gone: {e}")),
+                ErrorKind::NotFound => {
+                    Error::corrupt(format!("volume {id} is a clone, and its origin is gone: {e}"))
+                }
                 _ => e.context(format!("volume {id} is a clone")),
             })?)
         }
@@ -168,8 +170,7 @@ pub(crate) async fn open(
 
     let (commands, inbox) = mpsc::channel(16);
     let Image { chain, tlogs, snapshots, next_object, .. } = image;
-    let pump =
-        Pump::new(shared.clone(), chain, (tlogs, snapshots), next_object, home.uploads.clone(), inbox);
+    let pump = Pump::new(shared.clone(), chain, (tlogs, snapshots), next_object, home.uploads.clone(), inbox);
     let pump = tokio::spawn(pump.run());
     let took = home.clock.now().saturating_sub(started);
     tracing::info!(volume = %id, %epoch, committed = %covered, replayed, tail_scos = tail.len(), ?took, "volume open");

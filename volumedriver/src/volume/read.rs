@@ -116,8 +116,7 @@ impl Shared {
         // A clone may be larger than what it began as.
         let end = view.size() / u64::from(self.cluster);
         let inside = end.saturating_sub(addr).min(count);
-        let mut places =
-            self.persist("reading the map of a snapshot", || view.resolve(addr, inside)).await?;
+        let mut places = self.persist("reading the map of a snapshot", || view.resolve(addr, inside)).await?;
         places.resize(count as usize, Place::Hole);
         Ok(places)
     }
@@ -190,7 +189,9 @@ impl Shared {
         let begin = self.clock.now();
         let data = loc.read(offset, crcs.len() * self.cluster as usize).await?;
         self.metrics.stages.read_journal.done(&*self.clock, begin);
-        self.verify(self.id, addr, &data, crcs, || format!("the journal's entry {lsn} of volume {}", self.id))?;
+        self.verify(self.id, addr, &data, crcs, || {
+            format!("the journal's entry {lsn} of volume {}", self.id)
+        })?;
         Ok(data)
     }
 
@@ -243,7 +244,9 @@ impl Shared {
         self.metrics.stages.read_backend.done(&*self.clock, begin);
         self.metrics.backend_reads.inc();
         self.metrics.backend_read_bytes.inc_by(len);
-        self.verify(fetch.volume, fetch.addr, &data, &fetch.crcs, || format!("object '{key}' at byte {from}"))?;
+        self.verify(fetch.volume, fetch.addr, &data, &fetch.crcs, || {
+            format!("object '{key}' at byte {from}")
+        })?;
         let single = data.len() == self.cluster as usize;
         for (i, slot) in (fetch.slot..).take(fetch.crcs.len()).enumerate() {
             let at = i * self.cluster as usize;

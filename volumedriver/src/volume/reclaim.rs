@@ -9,8 +9,8 @@ use super::Shared;
 use super::pump::Pump;
 use super::snapshots::SnapshotSet;
 use super::tlogs::{self, TLogSet};
-use crate::format::keys::{self, Key};
 use crate::format::Snapshot;
+use crate::format::keys::{self, Key};
 use crate::format::manifest::{Manifest, ManifestKind, TLogRef};
 use crate::format::sco::ScoId;
 use crate::format::tlog::TLog;
@@ -200,7 +200,8 @@ impl Pump {
         for page in previous.pages.iter().filter(|p| !named.contains(&(p.obj.epoch, p.obj.number))) {
             keys.push(keys::object_key(previous.volume, &page.obj));
         }
-        let named: BTreeSet<(Epoch, u64)> = self.snapshots.pages().map(|p| (p.obj.epoch, p.obj.number)).collect();
+        let named: BTreeSet<(Epoch, u64)> =
+            self.snapshots.pages().map(|p| (p.obj.epoch, p.obj.number)).collect();
         for page in previous.snapshots.iter().filter(|p| !named.contains(&(p.obj.epoch, p.obj.number))) {
             keys.push(keys::object_key(previous.volume, &page.obj));
         }

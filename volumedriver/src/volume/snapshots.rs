@@ -42,7 +42,8 @@ impl Snapshots {
     /// All of them, the oldest first.
     pub fn all(&self) -> Vec<SnapshotInfo> {
         let lists = self.0.lock();
-        let info = |s: &Arc<Snapshot>| SnapshotInfo { about: s.about.clone(), size: s.size, lsn: Some(s.lsn) };
+        let info =
+            |s: &Arc<Snapshot>| SnapshotInfo { about: s.about.clone(), size: s.size, lsn: Some(s.lsn) };
         lists.listed.iter().map(info).chain(lists.taken.iter().cloned()).collect()
     }
 
@@ -107,7 +108,8 @@ impl SnapshotSet {
         for page in &manifest.snapshots {
             let key = keys::object_key(manifest.volume, &page.obj);
             let told = |e: Error| e.context(format!("page of snapshots '{key}'"));
-            let (envelope, snapshots) = snapshot::decode(&store.get(&key).await.map_err(told)?).map_err(told)?;
+            let (envelope, snapshots) =
+                snapshot::decode(&store.get(&key).await.map_err(told)?).map_err(told)?;
             if envelope.volume != manifest.volume || snapshots.len() != page.count as usize {
                 return Err(told(Error::corrupt("it is not the one that the Manifest names")));
             }
@@ -171,7 +173,8 @@ impl SnapshotSet {
         let volume = manifest.volume;
         for (page, snapshots) in self.pages.iter_mut().filter(|(page, _)| page.is_none()) {
             let (epoch, number) = number();
-            let envelope = Envelope { kind: ObjectKind::SnapshotPage, volume, epoch, number, writer, compat: 0 };
+            let envelope =
+                Envelope { kind: ObjectKind::SnapshotPage, volume, epoch, number, writer, compat: 0 };
             let all: Vec<Snapshot> = snapshots.iter().map(|s| Snapshot::clone(s)).collect();
             let (bytes, named) = snapshot::encode(&envelope, &all)?;
             objects.push(NewObject { key: keys::list_key(volume, epoch, number), bytes });
@@ -229,7 +232,8 @@ impl Shared {
                 let count = (content.len() / shared.cluster as usize) as u64;
                 let crcs = cluster_crcs(shared.id, 0, &content, shared.cluster as usize);
                 let units = credit.keep();
-                let append = Append { kind: Kind::Snapshot, addr: 0, count, data: content, crcs, units, claim: None };
+                let append =
+                    Append { kind: Kind::Snapshot, addr: 0, count, data: content, crcs, units, claim: None };
                 submitted.push((shared, shared.submit_alone(&mut core, append)?));
             }
         }

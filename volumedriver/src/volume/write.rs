@@ -150,7 +150,11 @@ impl Shared {
 
     /// Queues an entry whose credit and place are settled; the caller lets go of the core before it
     /// waits.
-    pub(super) fn submit_alone<'a>(self: &'a Arc<Self>, core: &mut Core, append: Append) -> Result<Submitted<'a>> {
+    pub(super) fn submit_alone<'a>(
+        self: &'a Arc<Self>,
+        core: &mut Core,
+        append: Append,
+    ) -> Result<Submitted<'a>> {
         let mut submitted = Submitted { shared: self, waiting: Vec::new() };
         self.submit(core, &mut submitted, append)?;
         Ok(submitted)

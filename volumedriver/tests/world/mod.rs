@@ -48,7 +48,14 @@ impl World {
             pool,
         };
         world.boot().await.unwrap();
-        let spec = CreateVolume { id: VOLUME, name: "v".into(), size, sco_size: 1 << 20, epoch: Epoch(1), parent: None };
+        let spec = CreateVolume {
+            id: VOLUME,
+            name: "v".into(),
+            size,
+            sco_size: 1 << 20,
+            epoch: Epoch(1),
+            parent: None,
+        };
         world.driver().create(&world.pool, spec).await.unwrap();
         world
     }

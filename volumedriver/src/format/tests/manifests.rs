@@ -42,7 +42,13 @@ pub(crate) fn example() -> Manifest {
 }
 
 fn snapshot_pages(n: u64) -> Vec<SnapshotPageRef> {
-    let obj = |number| ObjectRef { kind: ObjectKind::SnapshotPage, epoch: Epoch(1), number, len: 5000, index_crc: 6 };
+    let obj = |number| ObjectRef {
+        kind: ObjectKind::SnapshotPage,
+        epoch: Epoch(1),
+        number,
+        len: 5000,
+        index_crc: 6,
+    };
     (0..n).map(|i| SnapshotPageRef { obj: obj(i), count: 1 + i as u32 }).collect()
 }
 
