@@ -412,7 +412,8 @@ impl Index {
 
     /// What a discard leaves.
     fn hole(&self) -> Mapped {
-        if self.of.above_parent { Mapped::Hole } else { Mapped::Absent }
+        let hides = self.of.above_parent && !mutant::is_on("clone-without-tombstones");
+        if hides { Mapped::Hole } else { Mapped::Absent }
     }
 
     fn apply_range(&self, addr: u64, count: u64, fill: Mapped) -> Result<()> {

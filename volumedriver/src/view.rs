@@ -19,11 +19,10 @@ use crate::volume::chain::Chain;
 use crate::volume::snapshots::SnapshotSet;
 use crate::volume::tlogs::TLogSet;
 use cache::{Key, Node};
-use common::{Error, ObjectStore, Result, VolumeId};
+use common::{Error, ObjectStore, Result, VolumeId, mutant};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// The deepest chain of clones.
@@ -60,13 +59,11 @@ pub(crate) struct View {
     depth: usize,
 }
 
-/// Numbers of maps.
-static NEXT: AtomicU64 = AtomicU64::new(1);
-
-fn map(tlogs: &TLogSet, lsns: &Lsns) -> Arc<Map> {
-    let mut tlogs: Vec<TLogRef> = tlogs.iter().filter(|t| lsns.hold(t.lsn_lo, t.lsn_hi)).copied().collect();
+fn map(cache: &MapCache, tlogs: &TLogSet, lsns: &Lsns) -> Arc<Map> {
+    let seen = |t: &&TLogRef| lsns.hold(t.lsn_lo, t.lsn_hi) || mutant::is_on("snapshot-is-the-head");
+    let mut tlogs: Vec<TLogRef> = tlogs.iter().filter(seen).copied().collect();
     tlogs.reverse();
-    Arc::new(Map { number: NEXT.fetch_add(1, Ordering::Relaxed), tlogs })
+    Arc::new(Map { number: cache.next_map(), tlogs })
 }
 
 impl View {
@@ -84,7 +81,7 @@ impl View {
             size: snapshot.size,
             store: store.clone(),
             cache: cache.clone(),
-            map: RwLock::new(map(tlogs, &Lsns::of(snapshot))),
+            map: RwLock::new(map(cache, tlogs, &Lsns::of(snapshot))),
             parent: None,
             depth: 1,
         }
@@ -164,7 +161,7 @@ impl View {
             let snapshots = SnapshotSet::load(&*view.store, chain.current()).await?;
             let snapshot = snapshots.find(view.snapshot).ok_or_else(|| gone(view.volume, view.snapshot))?;
             let tlogs = TLogSet::load(&*view.store, chain.current()).await?;
-            *view.map.write() = map(&tlogs, &Lsns::of(snapshot));
+            *view.map.write() = map(&view.cache, &tlogs, &Lsns::of(snapshot));
             level = view.parent.as_deref();
         }
         Ok(())

@@ -46,6 +46,15 @@ pub const ALL: &[Mutant] = &[
     m("live-sco-is-dead", "a SCO with one live cluster is deleted (rule 10)"),
     m("delete-before-the-manifest", "a SCO is deleted before the Manifest that no longer names it (rule 10)"),
     m("sweep-of-the-open-epoch", "the sweep for orphans takes the objects of the epoch that is open"),
+    m("sco-across-a-snapshot", "SCOs and TLogs go on behind a snapshot (rule 10)"),
+    m("marker-lost", "a snapshot whose marker is committed is not listed"),
+    m("snapshot-not-flushed", "a snapshot returns before its marker is durable (promise 4)"),
+    m("snapshot-is-the-head", "what is read as a snapshot, or as a clone, is the head (rule 10)"),
+    m("snapshots-do-not-pin", "a SCO that only a snapshot reads is deleted (rule 10)"),
+    m("tlogs-of-snapshots-dropped", "a TLog that only a snapshot sees is deleted (rule 10)"),
+    m("clone-without-tombstones", "what a clone discarded shows its parent again (rule 9)"),
+    m("rollback-forgotten", "the cut of a rollback does not move the head (rule 9)"),
+    m("index-of-another-head", "after a rollback the local index is believed (rule 9)"),
     m("crc-ignored", "a wrong checksum on a read is ignored (promise 6)"),
 ];
 

@@ -10,6 +10,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What something in the cache is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,6 +63,7 @@ impl Weighter<Key, Node> for ByMemory {
 pub(crate) struct MapCache {
     /// Hashed the same way in each run, so that a simulation is the same again.
     cache: Cache<Key, Node, ByMemory, FixedState>,
+    maps: AtomicU64,
 }
 
 impl MapCache {
@@ -70,7 +72,13 @@ impl MapCache {
         let items = (bytes / 4096).max(16) as usize;
         Self {
             cache: Cache::with(items, bytes, ByMemory, FixedState::default(), DefaultLifecycle::default()),
+            maps: AtomicU64::new(0),
         }
+    }
+
+    /// A number that no other map of this cache has.
+    pub(super) fn next_map(&self) -> u64 {
+        self.maps.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What is there, or what `make` gives: once, however many ask.

@@ -243,7 +243,9 @@ async fn finish(
     cut.size = shared.core.lock().committed_size();
     cut.tail = Tail { epoch: shared.epoch, first_sco: 1 };
     cut.tlog_lsn = covered;
-    cut.head = image.head.to_manifest();
+    if !mutant::is_on("rollback-forgotten") {
+        cut.head = image.head.to_manifest();
+    }
     record_cut(&mut cut, fenced.tail.epoch, last);
     let epoch = shared.epoch;
     let mut number = image.next_object;
