@@ -6,7 +6,7 @@ mod roundtrip;
 mod space;
 
 use super::*;
-use crate::log::{Crcs, cluster_crcs};
+use crate::log::{Crcs, Kind, cluster_crcs};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::sim::{SimClock, SimDisk};
