@@ -11,9 +11,9 @@ use common::{BlockDevice, Clock, Disk, Epoch, Error, Lsn, ObjectStore, Table, Vo
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use volumedriver::Settings;
 use volumedriver::journal::{Journal, JournalLoc, JournalSettings, Retired, Sink};
 use volumedriver::log::{Kind, LogEntry, cluster_crcs};
+use volumedriver::{Description, Settings};
 use world::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -112,6 +112,15 @@ async fn seed_corpus() {
         v.write(i * 3 * CLUSTER, vec![i as u8 + 1; 2 * CLUSTER as usize].into(), false).await.unwrap();
         v.discard((100 + i) * CLUSTER, 7 * CLUSTER, false).await.unwrap();
         v.write_zeroes(50 * CLUSTER, (1 + i) * CLUSTER, i == 1, false).await.unwrap();
+        let about = Description {
+            id: u128::from(i) + 1,
+            name: format!("snapshot-{i}"),
+            sticky: i == 1,
+            metadata: vec![b'm'; 100 * i as usize].into(),
+            ..Description::default()
+        };
+        left.add("snapshots", "marker", about.encode_marker(512).unwrap());
+        v.snapshot(about).await.unwrap();
         v.drain(MINUTE).await.unwrap();
     }
     drop(v);
@@ -131,6 +140,7 @@ async fn seed_corpus() {
             2 => "manifest",
             3 => "sco",
             5 => "tlog",
+            7 => "snapshots",
             _ => "list",
         };
         left.add("keys", kind, key.clone());
