@@ -1,4 +1,5 @@
 use super::*;
+use common::Clock;
 use common::clock::SystemClock;
 use common::object::{ObjectMeta, list_all};
 use common::sim::SimObjectStore;
@@ -219,7 +220,7 @@ async fn a_listing_of_a_big_folder_sees_what_another_process_did() {
         first(&ours).await;
         // So that it is worth remembering.
         if n % 10 == 0 {
-            std::thread::sleep(std::time::Duration::from_millis(30));
+            SystemClock::new().sleep(std::time::Duration::from_millis(30)).await;
             first(&ours).await;
         }
         let newest = format!("v/m/{:016x}", 5000 - n);

@@ -258,17 +258,18 @@ async fn a_group_is_one_instant_or_nothing() {
     let pair = ["d", "e"].map(|name| ("p".to_string(), name.to_string()));
     // A writer that writes to the one and, once that is acknowledged, to the other.
     let (d, e) = (node.open("p/d").await.unwrap(), node.open("p/e").await.unwrap());
+    let clock = node.router.clock.clone();
     let writer = tokio::spawn(async move {
         for n in 1..=200u8 {
             for device in [&d, &e] {
                 device.write(0, Bytes::from(vec![n; 4096]), false).await.unwrap();
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            clock.sleep(Duration::from_millis(1)).await;
         }
     });
     for n in 0..20 {
         node.router.take_snapshots(&pair, spec(&format!("g{n}"))).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(7)).await;
+        node.router.clock.sleep(Duration::from_millis(7)).await;
     }
     writer.await.unwrap();
     for n in 0..20 {
