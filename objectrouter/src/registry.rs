@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::qos::Qos;
 use bytes::Bytes;
 use common::error::Context;
 use common::kv::{KvAssert, KvOp, KvPair};
@@ -96,6 +97,9 @@ pub struct VdiskRecord {
     pub read_only: bool,
     /// Where it is in its life.
     pub state: VdiskLife,
+    /// What its clients may do at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
 }
 
 /// `deleted/{pool}/{volume id}`: a vDisk whose last Manifests are kept for a grace.
@@ -148,6 +152,7 @@ impl VdiskRecord {
             dtl: DtlMode::None,
             read_only: false,
             state: VdiskLife::Active,
+            qos: None,
         }
     }
 }

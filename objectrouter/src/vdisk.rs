@@ -1,9 +1,10 @@
 //! One vDisk in memory: its record, its volume when open, its clients.
 
 use crate::handle::{Handle, Revoked};
+use crate::qos::{Limiter, Qos, Waited};
 use crate::registry::{DtlMode, Stored, VdiskLife, VdiskRecord};
 use crate::vpool::Vpool;
-use common::{BlockDevice, Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use common::{BlockDevice, Clock, Epoch, Error, ErrorKind, Name, Result, VolumeId};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -50,6 +51,12 @@ pub struct VdiskInfo {
     pub dtl: DtlMode,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What its clients may do at most; `None` is anything.
+    pub qos: Option<Qos>,
+    /// Reads that waited for a limit.
+    pub reads_waited: Waited,
+    /// Writes that waited for a limit, with discards and zeroes.
+    pub writes_waited: Waited,
     /// Whether it serves.
     pub state: VdiskState,
     /// Why it does not serve, or not fully.
@@ -89,6 +96,8 @@ pub(crate) struct Vdisk {
     pub(crate) id: VolumeId,
     stored: Mutex<Stored<VdiskRecord>>,
     slot: Mutex<Slot>,
+    /// As the record says.
+    pub(crate) limits: Limiter,
     /// Held by whoever creates, opens, resizes, deletes it or changes its record.
     pub(crate) work: tokio::sync::Mutex<()>,
 }
@@ -100,11 +109,17 @@ impl fmt::Display for Vdisk {
 }
 
 impl Vdisk {
-    pub(crate) fn new(pool: Arc<Vpool>, name: Name, stored: Stored<VdiskRecord>) -> Arc<Self> {
+    pub(crate) fn new(
+        pool: Arc<Vpool>,
+        name: Name,
+        stored: Stored<VdiskRecord>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             pool,
             name,
             id: stored.record.id,
+            limits: Limiter::new(clock, stored.record.qos.as_ref()),
             stored: Mutex::new(stored),
             slot: Mutex::new(Slot {
                 phase: Phase::Closed,
@@ -122,7 +137,11 @@ impl Vdisk {
     }
 
     pub(crate) fn set_stored(&self, stored: Stored<VdiskRecord>) {
-        *self.stored.lock() = stored;
+        let qos = stored.record.qos;
+        let before = std::mem::replace(&mut *self.stored.lock(), stored);
+        if before.record.qos != qos {
+            self.limits.set(qos.as_ref());
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -189,6 +208,11 @@ impl Vdisk {
         self.slot.lock().clients += 1;
     }
 
+    #[cfg(test)]
+    pub(crate) fn door(&self) -> Revoked {
+        self.slot.lock().revoked.clone()
+    }
+
     pub(crate) fn client_left(&self) {
         self.slot.lock().clients -= 1;
     }
@@ -220,6 +244,7 @@ impl Vdisk {
         let mut slot = self.slot.lock();
         slot.revoked.store(true, Ordering::Release);
         slot.revoked = Arc::new(AtomicBool::new(false));
+        self.limits.look_again();
     }
 
     /// Why it can't be opened now.
@@ -269,6 +294,9 @@ impl Vdisk {
             owner: record.owner,
             dtl: record.dtl,
             read_only: record.read_only,
+            qos: record.qos,
+            reads_waited: self.limits.reads.waited(),
+            writes_waited: self.limits.writes.waited(),
             state,
             reason,
             clients,

@@ -1,6 +1,8 @@
 //! With the simulated twins. Everything from `a_vdisk_lives_and_dies` on needs a volume driver
 //! that works.
 
+mod qos;
+
 use super::*;
 use bytes::Bytes;
 use common::sim::{SimClock, SimDisk, SimKv, SimObjectStore, SimTable, StoreFaults};

@@ -58,7 +58,8 @@ impl Router {
             }
             Err(error) => return Err(error),
         };
-        let vdisk = Vdisk::new(vpool.clone(), spec.name.clone(), Stored { record, revision });
+        let stored = Stored { record, revision };
+        let vdisk = Vdisk::new(vpool.clone(), spec.name.clone(), stored, self.clock.clone());
         let _work = vdisk.work.lock().await;
         self.catalog.write().vdisks.insert((vpool.name.clone(), spec.name.clone()), vdisk.clone());
 
