@@ -3,6 +3,10 @@
 //! The server and the command line share these types. Sizes are integers in bytes; identities are
 //! 32 hexadecimal digits; a request with an unknown key is refused.
 
+mod qos;
+
+pub use qos::Qos;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -111,6 +115,9 @@ pub struct VdiskPatch {
     /// Whether clients that connect from now on may only read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// Limits, in place of all that it has; an empty object takes them away. They hold at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
 }
 
 /// A vDisk.
@@ -149,6 +156,9 @@ pub struct Vdisk {
     pub in_use: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Limits of its clients; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
     /// How its acknowledged tail is replicated.
     pub dtl: Dtl,
     /// The node that owns it; `local` is the one that answered.
