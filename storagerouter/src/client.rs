@@ -2,6 +2,7 @@
 
 pub mod commands;
 pub mod http;
+mod qos;
 mod tables;
 
 use crate::cli::Output;
