@@ -197,13 +197,14 @@ async fn reads_do_not_wait_for_writes_nor_writes_for_reads() {
 async fn nobody_is_overtaken() {
     let world = World::new(Qos { read_bytes_per_second: Some(1 << 20), ..NONE });
     let early = join_all((0..50).map(|n| world.read(if n % 10 == 0 { 8 << 20 } else { 512 }, n)));
-    let late = async {
-        // What came in by now would be enough for this one, but not for the large one in front.
-        for n in 50..100 {
-            world.clock.sleep(SECOND / 2).await;
+    // What came in by now would often be enough for one of these, but not for the large one in front.
+    let late = join_all((50..100).map(|n| {
+        let world = &world;
+        async move {
+            world.clock.sleep(SECOND / 4 * (n as u32 - 49)).await;
             world.read(512, n).await;
         }
-    };
+    }));
     futures::join!(early, late);
     let numbers = world.numbers();
     let early: Vec<_> = numbers.iter().filter(|n| **n < 50).copied().collect();
