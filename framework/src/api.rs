@@ -3,6 +3,7 @@
 //! | room | what |
 //! |---|---|
 //! | `vpools`, `vdisks` | the resources |
+//! | `qos` | limits of a vDisk |
 //! | `system` | health, readiness, metrics, log level, version, the OpenAPI document |
 //! | `auth` | the bearer token |
 //! | `extract` | bodies, queries and paths, refused in the API's own words |
@@ -11,6 +12,7 @@
 mod auth;
 mod extract;
 mod problem;
+mod qos;
 mod snapshots;
 mod system;
 #[cfg(test)]

@@ -3,8 +3,10 @@
 //! The server and the command line share these types. Sizes are integers in bytes; identities are
 //! 32 hexadecimal digits; a request with an unknown key is refused.
 
+mod qos;
 mod snapshots;
 
+pub use qos::Qos;
 pub use snapshots::{
     CloneCreate, CloneOf, GroupSnapshotCreate, MakeTemplate, Rollback, Snapshot, SnapshotCreate,
     SnapshotList, SnapshotPatch,
@@ -118,6 +120,9 @@ pub struct VdiskPatch {
     /// Whether clients that connect from now on may only read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
+    /// Limits, in place of all that it has; an empty object takes them away. They hold at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
 }
 
 /// A vDisk.
@@ -165,6 +170,9 @@ pub struct Vdisk {
     /// Number of its snapshots; absent while it is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<u64>,
+    /// Limits of its clients; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
     /// How its acknowledged tail is replicated.
     pub dtl: Dtl,
     /// The node that owns it; `local` is the one that answered.

@@ -1,10 +1,12 @@
-//! A client's handle of an open vDisk: counts as a use, and can be revoked.
+//! A client's handle of an open vDisk: counts as a use, can be revoked, and keeps to the vDisk's limits.
 //!
-//! Costs a request one pointer and one flag: the futures are those of the device itself.
+//! Costs a request one pointer and two flags: the futures are those of the device itself, but for
+//! requests that wait for a limit.
 
 #[cfg(test)]
 mod tests;
 
+use crate::qos::Lane;
 use crate::vdisk::Vdisk;
 use bytes::Bytes;
 use common::{BlockDevice, Error, ErrorKind, Extent, Geometry, Result};
@@ -12,6 +14,9 @@ use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The most that one prefetch brings nearer, so that it costs a limit what it does.
+const MOST_PREFETCHED: u64 = 1 << 20;
 
 type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
@@ -47,6 +52,26 @@ impl Handle {
         }
         None
     }
+
+    /// The request, once the vDisk's limits let `bytes` pass.
+    #[inline]
+    fn admit<'a, T: Send + 'a>(
+        &'a self,
+        lane: &'a Lane,
+        bytes: u64,
+        request: impl FnOnce() -> Pending<'a, T> + Send + 'a,
+    ) -> Pending<'a, T> {
+        if !lane.is_limited() || lane.try_pay(bytes) {
+            return request();
+        }
+        Box::pin(async move {
+            lane.pay(bytes, || self.revoked.load(Ordering::Acquire)).await;
+            match self.refusal(false) {
+                Some(error) => Err(error),
+                None => request().await,
+            }
+        })
+    }
 }
 
 fn refuse<'a, T: Send + 'a>(error: Error) -> Pending<'a, T> {
@@ -74,7 +99,7 @@ impl BlockDevice for Handle {
     {
         match self.refusal(false) {
             Some(error) => refuse(error),
-            None => self.device.read(offset, len),
+            None => self.admit(&self.vdisk.limits.reads, len.into(), move || self.device.read(offset, len)),
         }
     }
 
@@ -85,7 +110,10 @@ impl BlockDevice for Handle {
     {
         match self.refusal(true) {
             Some(error) => refuse(error),
-            None => self.device.write(offset, data, fua),
+            None => {
+                let bytes = data.len() as u64;
+                self.admit(&self.vdisk.limits.writes, bytes, move || self.device.write(offset, data, fua))
+            }
         }
     }
 
@@ -96,7 +124,9 @@ impl BlockDevice for Handle {
     {
         match self.refusal(true) {
             Some(error) => refuse(error),
-            None => self.device.write_zeroes(offset, len, hole, fua),
+            None => self.admit(&self.vdisk.limits.writes, 0, move || {
+                self.device.write_zeroes(offset, len, hole, fua)
+            }),
         }
     }
 
@@ -107,7 +137,7 @@ impl BlockDevice for Handle {
     {
         match self.refusal(true) {
             Some(error) => refuse(error),
-            None => self.device.discard(offset, len, fua),
+            None => self.admit(&self.vdisk.limits.writes, 0, move || self.device.discard(offset, len, fua)),
         }
     }
 
@@ -140,7 +170,10 @@ impl BlockDevice for Handle {
     {
         match self.refusal(false) {
             Some(error) => refuse(error),
-            None => self.device.prefetch(offset, len),
+            None => {
+                let len = len.min(MOST_PREFETCHED);
+                self.admit(&self.vdisk.limits.reads, len, move || self.device.prefetch(offset, len))
+            }
         }
     }
 }

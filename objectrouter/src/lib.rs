@@ -10,7 +10,8 @@
 //! | [`router`] | [`Router`]: vPools and vDisks from creation to deletion, and [`common::Exports`] |
 //! | `registry` | the records and their transactions |
 //! | `vpool`, `vdisk` | one of each in memory |
-//! | `handle` | a client's handle: counted, revocable |
+//! | `handle` | a client's handle: counted, revocable, limited |
+//! | `qos` | limits of requests and bytes per second |
 //! | [`sizes`] | which sizes are valid |
 //! | [`offline`] | what the registry of a stopped router says, for tools |
 //! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
@@ -26,6 +27,7 @@ pub mod fuzzing;
 mod handle;
 mod metrics;
 pub mod offline;
+mod qos;
 mod registry;
 pub mod router;
 pub mod sizes;
@@ -34,6 +36,7 @@ mod vdisk;
 mod vpool;
 
 pub use config::Settings;
+pub use qos::{Qos, Waited};
 pub use registry::{DtlMode, ParentRecord, SnapshotId};
 pub use router::{
     Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, HealthItem, HealthLevel, OpenStore, OpenedStore,

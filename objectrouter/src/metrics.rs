@@ -1,9 +1,11 @@
-//! Gauges, computed when they are asked for: a vDisk that is gone leaves no line behind.
+//! Gauges and counters, computed when they are asked for: a vDisk that is gone leaves no line behind.
 
 use crate::router::Router;
+use crate::vdisk::VdiskInfo;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use std::fmt;
 use std::sync::Weak;
@@ -20,6 +22,31 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64
     let name = format!("storagerouter_objectrouter_{name}");
     let metric = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)
+}
+
+/// What limits made wait, of each vDisk that has limits or had some.
+fn qos(encoder: &mut DescriptorEncoder<'_>, vdisks: &[VdiskInfo]) -> fmt::Result {
+    let both = |v: &VdiskInfo| [("read", v.reads_waited), ("write", v.writes_waited)];
+    let had = |v: &&VdiskInfo| v.qos.is_some() || both(v).iter().any(|(_, waited)| waited.requests > 0);
+    for (name, help, in_seconds) in [
+        ("requests", "Requests of each vDisk that had to wait for one of its limits", false),
+        ("seconds", "Time that they waited", true),
+    ] {
+        let name = format!("storagerouter_objectrouter_qos_waited_{name}");
+        let mut metric = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+        for vdisk in vdisks.iter().filter(had) {
+            for (direction, waited) in both(vdisk) {
+                let (vpool, name) = (vdisk.vpool.as_str(), vdisk.name.as_str());
+                let labels = [("vpool", vpool), ("vdisk", name), ("direction", direction)];
+                let metric = metric.encode_family(&labels)?;
+                match in_seconds {
+                    true => ConstCounter::new(waited.time.as_secs_f64()).encode(metric)?,
+                    false => ConstCounter::new(waited.requests).encode(metric)?,
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Collector for RouterMetrics {
@@ -70,6 +97,6 @@ impl Collector for RouterMetrics {
                 ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
             }
         }
-        Ok(())
+        qos(&mut encoder, &vdisks)
     }
 }

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::qos::Qos;
 use bytes::Bytes;
 use common::error::Context;
 use common::kv::{KvAssert, KvOp, KvPair};
@@ -145,6 +146,9 @@ pub struct VdiskRecord {
     /// Snapshots that are being deleted: nobody clones them any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leaving: Vec<SnapshotId>,
+    /// What its clients may do at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
 }
 
 /// `deleted/{pool}/{volume id}`: a vDisk whose last Manifests are kept for a grace.
@@ -199,6 +203,7 @@ impl VdiskRecord {
             state: VdiskLife::Active,
             parent: None,
             leaving: Vec::new(),
+            qos: None,
         }
     }
 }

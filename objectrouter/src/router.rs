@@ -5,6 +5,7 @@
 //! | `open` | the keeper of each vPool: opens its store and volumes, resumes what a crash cut short |
 //! | `vpools` | create, adopt, delete, detach |
 //! | `vdisks` | create, resize, drain, delete |
+//! | `qos` | limits of vDisks |
 //! | `snapshots` | snapshots, clones, rollback, templates |
 //! | `exports` | clients come in by name |
 //! | `health` | what is not well, and whether everything that can open has opened |
@@ -12,6 +13,7 @@
 mod exports;
 mod health;
 mod open;
+mod qos;
 mod snapshots;
 #[cfg(test)]
 mod tests;
@@ -106,7 +108,7 @@ impl Router {
         }
         for (pool, name, stored) in contents.vdisks {
             if let Some(vpool) = catalog.vpools.get(&pool) {
-                let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored);
+                let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, clock.clone());
                 catalog.vdisks.insert((pool, name), vdisk);
             }
         }

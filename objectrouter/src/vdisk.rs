@@ -1,9 +1,10 @@
 //! One vDisk in memory: its record, its volume when open, its clients.
 
 use crate::handle::{Handle, Revoked};
+use crate::qos::{Limiter, Qos, Waited};
 use crate::registry::{DtlMode, ParentRecord, Stored, VdiskLife, VdiskRecord};
 use crate::vpool::Vpool;
-use common::{BlockDevice, Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use common::{BlockDevice, Clock, Epoch, Error, ErrorKind, Name, Result, VolumeId};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -54,6 +55,12 @@ pub struct VdiskInfo {
     pub parent: Option<ParentRecord>,
     /// Whether it is a template.
     pub template: bool,
+    /// What its clients may do at most; `None` is anything.
+    pub qos: Option<Qos>,
+    /// Reads that waited for a limit.
+    pub reads_waited: Waited,
+    /// Writes that waited for a limit, with discards and zeroes.
+    pub writes_waited: Waited,
     /// Whether it serves.
     pub state: VdiskState,
     /// Why it does not serve, or not fully.
@@ -93,6 +100,8 @@ pub(crate) struct Vdisk {
     pub(crate) id: VolumeId,
     stored: Mutex<Stored<VdiskRecord>>,
     slot: Mutex<Slot>,
+    /// As the record says.
+    pub(crate) limits: Limiter,
     /// Held by whoever creates, opens, resizes, deletes it or changes its record.
     pub(crate) work: tokio::sync::Mutex<()>,
 }
@@ -104,11 +113,17 @@ impl fmt::Display for Vdisk {
 }
 
 impl Vdisk {
-    pub(crate) fn new(pool: Arc<Vpool>, name: Name, stored: Stored<VdiskRecord>) -> Arc<Self> {
+    pub(crate) fn new(
+        pool: Arc<Vpool>,
+        name: Name,
+        stored: Stored<VdiskRecord>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             pool,
             name,
             id: stored.record.id,
+            limits: Limiter::new(clock, stored.record.qos.as_ref()),
             stored: Mutex::new(stored),
             slot: Mutex::new(Slot {
                 phase: Phase::Closed,
@@ -126,7 +141,11 @@ impl Vdisk {
     }
 
     pub(crate) fn set_stored(&self, stored: Stored<VdiskRecord>) {
-        *self.stored.lock() = stored;
+        let qos = stored.record.qos;
+        let before = std::mem::replace(&mut *self.stored.lock(), stored);
+        if before.record.qos != qos {
+            self.limits.set(qos.as_ref());
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -214,6 +233,11 @@ impl Vdisk {
         self.slot.lock().clients += 1;
     }
 
+    #[cfg(test)]
+    pub(crate) fn door(&self) -> Revoked {
+        self.slot.lock().revoked.clone()
+    }
+
     pub(crate) fn client_left(&self) {
         self.slot.lock().clients -= 1;
     }
@@ -245,6 +269,7 @@ impl Vdisk {
         let mut slot = self.slot.lock();
         slot.revoked.store(true, Ordering::Release);
         slot.revoked = Arc::new(AtomicBool::new(false));
+        self.limits.look_again();
     }
 
     /// Why it can't be opened now.
@@ -296,6 +321,9 @@ impl Vdisk {
             read_only: record.read_only,
             parent: record.parent,
             template: status.as_ref().is_some_and(|s| s.template),
+            qos: record.qos,
+            reads_waited: self.limits.reads.waited(),
+            writes_waited: self.limits.writes.waited(),
             state,
             reason,
             clients,

@@ -1,5 +1,6 @@
 //! The command line: words only, no work.
 
+pub mod qos;
 mod snapshots;
 
 pub use snapshots::SnapshotAction;
@@ -46,7 +47,7 @@ pub enum Command {
     Doctor(Doctor),
     /// Create, list, show and delete vPools
     Vpool(Vpool),
-    /// Create, list, show, resize, drain and delete vDisks
+    /// Create, list, show, resize, limit, drain and delete vDisks
     Vdisk(Vdisk),
     /// Say what is not well; exit code 1 when something does not serve
     Health(Plain),
@@ -368,6 +369,8 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
         read_only: bool,
     },
+    /// Show or set how many requests and bytes per second the clients of a vDisk may take
+    Qos(qos::Qos),
     /// Delete a vDisk and all its data
     Delete {
         /// VPOOL/NAME, or NAME when unique

@@ -2,6 +2,7 @@
 
 pub mod commands;
 pub mod http;
+mod qos;
 mod snapshots;
 mod tables;
 

@@ -223,6 +223,8 @@ impl Running {
         let Running { router, stop, nbd, api, watchdog } = self;
         let orderly = async {
             let _ = stop.send(true);
+            // Requests that wait for a limit are in flight, and end.
+            router.lift_limits();
             // A panic in them has ended the process already.
             let _ = tokio::join!(nbd, api);
             tracing::info!("no client is connected any more");

@@ -25,6 +25,7 @@ fn every_command_has_help_with_examples_and_exit_codes_are_told() {
         vec!["vpool", "create"],
         vec!["vdisk"],
         vec!["vdisk", "create"],
+        vec!["vdisk", "qos"],
         vec!["log-level"],
         vec!["inspect"],
         vec!["fsck"],
@@ -132,6 +133,12 @@ fn bad_names_and_sizes_are_refused_before_anything_is_sent() {
     ] {
         refused(&run(&[words.as_slice(), &dead].concat()), 2, &["bad name"]);
     }
+    for (flag, value) in
+        [("--read-iops", "0"), ("--write-iops", "many"), ("--read-bandwidth", "10MB"), ("--burst", "61")]
+    {
+        let words = ["vdisk", "qos", "d", &format!("{flag}={value}")];
+        refused(&run(&[&words, dead.as_slice()].concat()), 2, &[flag, value]);
+    }
     for size in ["10GB", "ten", "-1", "99999999999T"] {
         let words = ["vdisk", "create", "d", "--vpool", "p", &format!("--size={size}")];
         refused(&run(&[&words, dead.as_slice()].concat()), 2, &[size]);
@@ -194,6 +201,27 @@ fn a_router_serves_the_whole_life_of_a_vdisk_and_stops_with_code_0() {
     assert!(list.out.contains("p/d") && list.out.contains("20 GiB"), "{}", list.out);
     assert_eq!(router.run(&["vdisk", "drain", "d"]).code, 0);
 
+    let words = [
+        "vdisk",
+        "qos",
+        "d",
+        "--read-iops",
+        "200",
+        "--write-bandwidth",
+        "10M",
+        "--burst",
+        "2.5",
+        "-o",
+        "json",
+    ];
+    let limits = serde_json::json!({"read_iops": 200, "write_bytes_per_second": 10 << 20, "burst_ms": 2500});
+    assert_eq!(router.run(&words).json(), limits);
+    assert!(router.run(&["vdisk", "qos", "p/d"]).out.contains("200 IOPS"));
+    assert!(router.run(&["vdisk", "show", "d"]).out.contains("10 MiB/s"));
+    let slow = router.run(&["vdisk", "qos", "d", "--read-bandwidth", "100"]);
+    refused(&slow, 2, &["read_bytes_per_second = 100", "4096"]);
+    refused(&router.run(&["vdisk", "qos", "p/none", "--clear"]), 3, &["none"]);
+
     assert_eq!(router.run(&["log-level", "info,volumedriver=debug"]).code, 0);
     assert!(router.run(&["log-level"]).out.contains("volumedriver=debug"));
     refused(&router.run(&["log-level", "inof"]), 2, &["inof"]);
@@ -213,6 +241,8 @@ fn a_router_serves_the_whole_life_of_a_vdisk_and_stops_with_code_0() {
     let again = router.run(&["vdisk", "show", "d", "-o", "json"]).json();
     assert_eq!(again["size_bytes"], 20u64 << 30);
     assert!(again["epoch"].as_u64() > shown["epoch"].as_u64(), "every open takes a new epoch");
+    assert_eq!(again["qos"], limits);
+    assert_eq!(router.run(&["vdisk", "qos", "d", "--clear", "-o", "json"]).json(), serde_json::json!({}));
     let checked = router.run(&["fsck", "p/d"]);
     assert_eq!(checked.code, 0, "{}{}", checked.out, checked.err);
     assert_eq!(router.run(&["inspect", "--vpool", "p", "vpool"]).code, 0);

@@ -371,6 +371,40 @@ async fn sizes_that_cannot_be_are_refused_with_the_nearest_that_can() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn limits_are_shown_set_as_a_whole_and_taken_away() {
+    let api = Api::start(None).await;
+    assert_eq!(api.vpool("p").await.status, 201);
+    assert!(api.vdisk("d").await.json::<Value>().get("qos").is_none());
+    let patch = async |body: Value| api.ask("PATCH", "/api/v1/vdisks/p/d", Some(body)).await;
+    let set = patch(json!({"qos": {"read_iops": 200, "write_bytes_per_second": 1 << 20}})).await;
+    let want = json!({"read_iops": 200, "write_bytes_per_second": 1 << 20, "burst_ms": 1000});
+    assert_eq!(set.json::<Value>()["qos"], want);
+    assert_eq!(api.get("/api/v1/vdisks/p/d").await.json::<Value>()["qos"], want);
+    for (wrong, words) in [
+        (json!({"qos": {"write_iops": 0}}), "qos: write_iops = 0"),
+        (json!({"qos": {"read_bytes_per_second": 10}}), "qos: read_bytes_per_second = 10"),
+        (json!({"qos": {"burst_ms": 500}}), "qos: burst_ms = 500 alone"),
+        (json!({"qos": {"read_iops": 1, "burst_ms": 70_000}}), "qos: burst_ms = 70000"),
+        (json!({"qos": {"iops": 1}}), "iops"),
+        (json!({"qos": {"read_iops": -1}}), "-1"),
+        // Nothing of it is done.
+        (json!({"qos": {"read_iops": 0}, "size_bytes": 2u64 << 30, "read_only": true}), "read_iops"),
+    ] {
+        let problem = patch(wrong).await.problem();
+        assert_eq!(problem.code, "invalid");
+        assert!(problem.detail.contains(words), "{problem:?}");
+    }
+    let shown = api.get("/api/v1/vdisks/p/d").await.json::<Vdisk>();
+    assert_eq!((shown.size_bytes, shown.read_only), (1 << 30, false));
+    assert_eq!(serde_json::to_value(shown.qos).unwrap(), want);
+    let other = patch(json!({"qos": {"write_iops": 5, "read_iops": null, "burst_ms": 100}})).await;
+    assert_eq!(other.json::<Value>()["qos"], json!({"write_iops": 5, "burst_ms": 100}));
+    assert!(patch(json!({"qos": {}})).await.json::<Value>().get("qos").is_none());
+    assert!(patch(json!({})).await.problem().detail.contains("'qos'"));
+    api.router.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vdisk_in_use_needs_force() {
     let api = Api::start(None).await;
     assert_eq!(api.vpool("p").await.status, 201);

@@ -3,6 +3,7 @@
 use super::State;
 use super::extract::{Body, Names, Params};
 use super::problem::Answer;
+use super::qos;
 use crate::types::{
     CloneOf, Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter, VdiskList,
     VdiskPatch, VdiskState,
@@ -83,6 +84,7 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         template: info.template,
         clone_of,
         snapshots: status.map(|s| s.snapshots as u64),
+        qos: info.qos.map(qos::shown),
         dtl: Dtl { mode: info.dtl.as_str().to_string() },
         owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
         nbd_uri,
@@ -142,12 +144,13 @@ pub(super) async fn show(
     Ok(Json(shown(&state, state.router.vdisk(&vpool, &name)?)))
 }
 
-/// Change a vDisk, online: grow it, make it read-only or writable. Clients that connect from then on see it.
+/// Change a vDisk, online: grow it, make it read-only or writable, limit it. Clients that connect from then on see
+/// its size and whether they may write; limits hold for all, at once.
 #[utoipa::path(patch, path = "/api/v1/vdisks/{vpool}/{name}", tag = "vdisks", request_body = VdiskPatch,
     params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id")),
     responses(
     (status = 200, description = "The vDisk as it is now", body = Vdisk),
-    (status = 400, description = "Not a valid size, or nothing to change", body = Problem),
+    (status = 400, description = "Not a valid size or limit, or nothing to change", body = Problem),
     (status = 404, description = "There is no such vDisk", body = Problem),
     (status = 501, description = "A vDisk can't shrink", body = Problem),
     (status = 503, description = "The vDisk is not open", body = Problem),
@@ -158,15 +161,20 @@ pub(super) async fn change(
     Body(body): Body<VdiskPatch>,
 ) -> Answer<Json<Vdisk>> {
     let mut info = None;
+    // A limit that can't be right is refused before anything is changed.
+    let limits = body.qos.map(qos::asked).transpose()?;
     if let Some(size) = body.size_bytes {
         info = Some(state.router.resize_vdisk(&vpool, &name, size).await?);
     }
     if let Some(read_only) = body.read_only {
         info = Some(state.router.set_read_only(&vpool, &name, read_only).await?);
     }
+    if let Some(limits) = limits {
+        info = Some(state.router.set_qos(&vpool, &name, limits).await?);
+    }
     match info {
         Some(info) => Ok(Json(shown(&state, info))),
-        None => Err(Error::invalid("nothing to change: give 'size_bytes' or 'read_only'").into()),
+        None => Err(Error::invalid("nothing to change: give 'size_bytes', 'read_only' or 'qos'").into()),
     }
 }
 

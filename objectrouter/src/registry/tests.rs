@@ -114,3 +114,32 @@ async fn a_deleted_vdisk_leaves_a_trace_until_it_is_forgotten() {
     records.forget_deleted(&p, VolumeId(1), deleted[0].2).await.unwrap();
     assert!(records.deleted(&p).await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn limits_are_kept_and_a_record_from_before_there_were_any_has_none() {
+    let (kv, records, pool_revision) = one_pool().await;
+    let old = r#"{"v":1,"id":"000102030405060708090a0b0c0d0e0f","size":4096,"sco_size":8388608,"epoch":7,
+        "owner":"node","dtl":"none","read_only":false,"state":"active"}"#;
+    kv.txn(vec![], vec![KvOp::Put("vdisk/p/old".into(), old.into())]).await.unwrap();
+    let read = records.vdisk(&name("p"), &name("old")).await.unwrap().unwrap();
+    assert_eq!((read.record.qos, read.record.epoch), (None, Epoch(7)));
+    // One without limits is written as before, so that an older version reads it.
+    records.put_vdisks(&name("p"), &[(name("old"), read.record.clone(), read.revision)]).await.unwrap();
+    let raw: Value = serde_json::from_slice(&kv.get("vdisk/p/old").await.unwrap().unwrap().value).unwrap();
+    assert!(raw.get("qos").is_none(), "{raw}");
+
+    let mut limited = disk(2);
+    let qos = Qos {
+        read_iops: Some(200),
+        write_iops: None,
+        read_bytes_per_second: None,
+        write_bytes_per_second: Some(1 << 40),
+        burst_ms: 100,
+    };
+    limited.qos = Some(qos);
+    records.add_vdisk(&name("p"), pool_revision, &name("d"), &limited).await.unwrap();
+    assert_eq!(records.vdisk(&name("p"), &name("d")).await.unwrap().unwrap().record.qos, Some(qos));
+    let raw: Value = serde_json::from_slice(&kv.get("vdisk/p/d").await.unwrap().unwrap().value).unwrap();
+    let want = json!({"read_iops": 200, "write_bytes_per_second": 1u64 << 40, "burst_ms": 100});
+    assert_eq!(raw["qos"], want);
+}

@@ -1,6 +1,7 @@
 //! With the simulated twins. Everything from `a_vdisk_lives_and_dies` on needs a volume driver
 //! that works.
 
+mod qos;
 mod snapshots;
 
 use super::*;

@@ -75,7 +75,8 @@ impl Router {
             }
             Err(error) => return Err(error),
         };
-        let vdisk = Vdisk::new(vpool.clone(), name.clone(), Stored { record, revision });
+        let stored = Stored { record, revision };
+        let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, self.clock.clone());
         let _work = vdisk.work.lock().await;
         self.catalog.write().vdisks.insert((vpool.name.clone(), name), vdisk.clone());
         drop(parent);

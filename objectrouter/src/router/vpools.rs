@@ -167,7 +167,8 @@ impl Router {
             let mut catalog = self.catalog.write();
             catalog.vpools.insert(spec.name.clone(), vpool.clone());
             for (name, record) in vdisks {
-                let vdisk = Vdisk::new(vpool.clone(), name.clone(), Stored { record, revision });
+                let stored = Stored { record, revision };
+                let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, self.clock.clone());
                 catalog.vdisks.insert((spec.name.clone(), name), vdisk);
             }
         }

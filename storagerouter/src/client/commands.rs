@@ -1,7 +1,7 @@
 //! What each client command asks, and how its answer is shown.
 
 use super::http::{Api, escape};
-use super::{print, show, snapshots, tables};
+use super::{print, qos, show, snapshots, tables};
 use crate::cli::{self, BackendArgs, BackendKind, Output, VdiskAction, VpoolAction};
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
@@ -85,6 +85,9 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
             let body = VdiskPatch { read_only: Some(*read_only), ..VdiskPatch::default() };
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
             show(output, &vdisk, tables::vdisk)
+        }
+        VdiskAction::Qos(flags) => {
+            qos::run(&api, output, &vdisk_path(&api, &flags.vdisk).await?, flags).await
         }
         VdiskAction::Delete { vdisk, force } => {
             let path = vdisk_path(&api, vdisk).await?;

@@ -24,7 +24,7 @@ fn align_right(table: &mut Table, columns: &[usize]) {
     }
 }
 
-fn pairs(rows: Vec<(&str, Option<String>)>) -> String {
+pub(super) fn pairs(rows: Vec<(&str, Option<String>)>) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.into_iter()
         .filter_map(|(name, value)| value.map(|value| format!("{name:width$}  {value}\n")))
@@ -144,6 +144,7 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("dtl", Some(vdisk.dtl.mode.clone())),
         ("owner", Some(vdisk.owner.clone())),
         ("in use by", Some(format!("{} connections", vdisk.in_use))),
+        ("limits", vdisk.qos.as_ref().map(super::qos::line)),
         ("read only", vdisk.read_only.then(|| "yes".to_string())),
         ("template", vdisk.template.then(|| "yes".to_string())),
         ("clone of", clone_of),
