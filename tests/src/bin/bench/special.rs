@@ -79,15 +79,21 @@ pub fn journal_bytes(folder: &Path) -> Result<()> {
 /// Memory that the map of randomly written 4 KiB clusters takes, beyond what the router takes for itself once
 /// it is at work (buffers, the local table's, up to a TLog's worth of entries).
 pub fn map_memory(folder: &Path) -> Result<()> {
-    for (cap, gib) in [(256, 4), (64, 15)] {
+    // The map's own pages, and the cache and the buffers of the table that they lie in.
+    for (pages, table, gib) in [(256, 96, 4), (32, 16, 15)] {
+        let cap = pages + 2 * table;
         let folder = folder.join(format!("cap{cap}"));
         std::fs::create_dir_all(&folder)?;
-        let index = format!("volumedriver.index_cache_mib={cap}");
+        let index = format!("volumedriver.index_cache_mib={pages}");
+        let (cache, buffers) =
+            (format!("index.cache_mib={table}"), format!("index.write_buffer_mib={table}"));
         let small = [
             "volumedriver.buffer_mib=16",
             "volumedriver.read_cache_mib=1",
             "volumedriver.journal_mib=1024",
             &index,
+            &cache,
+            &buffers,
         ];
         let router = start(&folder, &small, "20GiB")?;
         let write_all = |offset: &str, size: &str| {
@@ -108,7 +114,7 @@ pub fn map_memory(folder: &Path) -> Result<()> {
         let after = write_all("0", &format!("{gib}G"))?;
         let grown = (after as f64 - before as f64) / f64::from(1 << 20);
         println!(
-            "index cache {cap} MiB: {gib} GiB of randomly mapped 4 KiB, after 5 GiB before, take {grown:.0} MiB more, \
+            "map capped at {cap} MiB: {gib} GiB of randomly mapped 4 KiB, after 5 GiB before, take {grown:.0} MiB more, \
              {:.1} per GiB (resident {} MiB)",
             grown / f64::from(gib),
             after >> 20
