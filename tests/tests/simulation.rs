@@ -66,6 +66,12 @@ fn the_same_seed_is_the_same_world() {
 }
 
 #[test]
+fn the_longer_histories_survive_every_crash() {
+    let count = sequences::run_histories().unwrap_or_else(|wrong| panic!("{wrong}"));
+    println!("{} histories, {} runs", count.sequences, count.runs);
+}
+
+#[test]
 fn every_sequence_of_up_to_three_operations_survives_every_crash() {
     for (alphabet, length) in (1..=3).flat_map(|length| Alphabet::ALL.map(|alphabet| (alphabet, length))) {
         let watch = Stopwatch::start();

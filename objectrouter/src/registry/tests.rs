@@ -137,7 +137,7 @@ async fn limits_are_kept_and_a_record_from_before_there_were_any_has_none() {
         burst_ms: 100,
     };
     limited.qos = Some(qos);
-    records.add_vdisk(&name("p"), pool_revision, &name("d"), &limited).await.unwrap();
+    records.add_vdisk(&name("p"), pool_revision, &name("d"), &limited, None).await.unwrap();
     assert_eq!(records.vdisk(&name("p"), &name("d")).await.unwrap().unwrap().record.qos, Some(qos));
     let raw: Value = serde_json::from_slice(&kv.get("vdisk/p/d").await.unwrap().unwrap().value).unwrap();
     let want = json!({"read_iops": 200, "write_bytes_per_second": 1u64 << 40, "burst_ms": 100});

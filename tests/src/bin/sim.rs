@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tests::sim::plan::Plan;
 use tests::sim::run::{Outcome, run};
-use tests::sim::sequences::{Alphabet, run_all};
+use tests::sim::sequences::{Alphabet, run_all, run_histories};
 use tests::sim::shrink::shrink;
 
 /// Simulated worlds: the volume driver over simulated disks and stores, in virtual time.
@@ -101,6 +101,13 @@ impl Sum {
 }
 
 fn sequences(most: usize, jobs: usize) -> ExitCode {
+    match run_histories() {
+        Ok(n) => println!("{} histories, {} runs, none wrong", n.sequences, n.runs),
+        Err(wrong) => {
+            println!("{wrong}");
+            return ExitCode::FAILURE;
+        }
+    }
     let each = (1..=most).flat_map(|length| Alphabet::ALL.map(|alphabet| (alphabet, length)));
     for (alphabet, length) in each {
         let begin = Instant::now();

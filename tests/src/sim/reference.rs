@@ -27,7 +27,7 @@ pub enum Op {
     Snapshot,
     /// Clones the newest snapshot, writes a part of the clone's cluster 0 and discards its cluster 1.
     Clone,
-    /// Rolls back to the newest snapshot.
+    /// Rolls back to the oldest snapshot.
     Rollback,
     /// Deletes the newest snapshot that has no clone.
     DeleteSnapshot,
@@ -88,7 +88,7 @@ impl Reference {
                 Op::Resize => image.resize(image.len() + BYTES, 0),
                 Op::Snapshot => snapshots.push((number, image.clone())),
                 Op::Rollback => {
-                    if let Some((_, then)) = snapshots.last() {
+                    if let Some((_, then)) = snapshots.first() {
                         let size = image.len();
                         image.clone_from(then);
                         image.resize(size, 0);

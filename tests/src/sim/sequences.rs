@@ -50,6 +50,38 @@ impl Alphabet {
     }
 }
 
+/// Longer ones that some way to be wrong takes.
+const HISTORIES: &[&[Op]] = &[
+    // Of a SCO that only a snapshot reads.
+    &[Op::Write(0), Op::Snapshot, Op::Write(0), Op::Upload],
+    // Of a TLog that only a snapshot sees, between a snapshot and the head that went back behind it.
+    &[Op::Write(0), Op::Snapshot, Op::Write(0), Op::Snapshot, Op::Write(1), Op::Rollback, Op::Write(2)],
+    // Back, on, and back again; then what was in between goes.
+    &[Op::Snapshot, Op::Write(0), Op::Snapshot, Op::Rollback, Op::Write(1), Op::Rollback, Op::DeleteSnapshot],
+    // A clone of what is overwritten and rolled back.
+    &[Op::Write(0), Op::Write(1), Op::Snapshot, Op::Clone, Op::Discard(1), Op::Rollback, Op::Restart],
+    // A snapshot under another one, deleted while its data is shadowed and read.
+    &[
+        Op::Write(0),
+        Op::Snapshot,
+        Op::Unaligned(0),
+        Op::Snapshot,
+        Op::Discard(0),
+        Op::DeleteSnapshot,
+        Op::Upload,
+    ],
+];
+
+/// Runs the longer histories. An error names one that is wrong.
+pub fn run_histories() -> Result<Count, String> {
+    let mut count = Count::default();
+    for history in HISTORIES {
+        count.sequences += 1;
+        count.runs += with_every_crash(history).map_err(|e| format!("{history:?}: {e}"))?;
+    }
+    Ok(count)
+}
+
 /// What was run.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Count {
@@ -253,11 +285,11 @@ impl Sequence {
         Ok(())
     }
 
-    /// The newest snapshot, and the newest without a clone.
-    fn newest(&self) -> (Option<usize>, Option<usize>) {
+    /// The oldest snapshot, the newest, and the newest without a clone.
+    fn snapshots(&self) -> (Option<usize>, Option<usize>, Option<usize>) {
         let all = self.reference.state(CLUSTERS, self.reference.log.len() - 1).snapshots;
         let free = |s: &&(usize, Vec<u8>)| self.reference.clones.iter().all(|c| c.1 != s.0);
-        (all.last().map(|s| s.0), all.iter().rev().find(free).map(|s| s.0))
+        (all.first().map(|s| s.0), all.last().map(|s| s.0), all.iter().rev().find(free).map(|s| s.0))
     }
 
     async fn step(&mut self, op: Op, number: usize) -> common::Result<()> {
@@ -268,7 +300,7 @@ impl Sequence {
             return self.world.boot().await;
         }
         let v = self.world.volumes[0].clone();
-        let (newest, free) = self.newest();
+        let (oldest, newest, free) = self.snapshots();
         match op {
             Op::Snapshot => {
                 let about = Description {
@@ -285,7 +317,7 @@ impl Sequence {
             },
             Op::Rollback => {
                 v.drain(Duration::from_secs(5)).await?;
-                if let Some(to) = newest {
+                if let Some(to) = oldest {
                     v.close().await;
                     self.world.roll_back(to as u128).await?;
                 }
