@@ -14,4 +14,5 @@ pub mod reference;
 pub mod run;
 pub mod sequences;
 pub mod shrink;
+pub mod snapshots;
 pub mod world;

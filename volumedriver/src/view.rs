@@ -10,8 +10,8 @@ mod page;
 
 pub(crate) use cache::MapCache;
 
-use crate::format::Snapshot;
 use crate::format::manifest::TLogRef;
+use crate::format::{Manifest, Snapshot};
 use crate::index::page::{PAGE_CLUSTERS, Page};
 use crate::index::{Location, Mapped};
 use crate::lsns::Lsns;
@@ -19,7 +19,7 @@ use crate::volume::chain::Chain;
 use crate::volume::snapshots::SnapshotSet;
 use crate::volume::tlogs::TLogSet;
 use cache::{Key, Node};
-use common::{Error, ObjectStore, Result, VolumeId, mutant};
+use common::{Error, ErrorKind, ObjectStore, Result, VolumeId, mutant};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -157,10 +157,8 @@ impl View {
     pub async fn refresh(&self) -> Result<()> {
         let mut level = Some(self);
         while let Some(view) = level {
-            let chain = Chain::newest(&view.store, view.volume).await?;
-            let snapshots = SnapshotSet::load(&*view.store, chain.current()).await?;
-            let snapshot = snapshots.find(view.snapshot).ok_or_else(|| gone(view.volume, view.snapshot))?;
-            let tlogs = TLogSet::load(&*view.store, chain.current()).await?;
+            let (_, snapshot, tlogs) = look(&view.store, view.volume, view.snapshot).await?;
+            let snapshot = &*snapshot;
             *view.map.write() = map(&view.cache, &tlogs, &Lsns::of(snapshot));
             level = view.parent.as_deref();
         }
@@ -168,8 +166,37 @@ impl View {
     }
 }
 
-fn gone(volume: VolumeId, snapshot: u128) -> Error {
-    Error::not_found(format!("volume {volume} has no snapshot {snapshot:032x}"))
+/// Manifests that may be put while one is being read, before that is given up.
+const LOOKS: usize = 16;
+
+/// What the newest Manifest of a volume says of a snapshot. `NotFound` when it does not list it.
+async fn look(
+    store: &Arc<dyn ObjectStore>,
+    volume: VolumeId,
+    snapshot: u128,
+) -> Result<(Manifest, Arc<Snapshot>, TLogSet)> {
+    let mut seen = None;
+    for _ in 0..LOOKS {
+        let chain = Chain::newest(store, volume).await?;
+        let manifest = chain.current();
+        let pages = async {
+            let snapshots = SnapshotSet::load(&**store, manifest).await?;
+            let Some(found) = snapshots.find(snapshot) else { return Ok::<_, Error>(None) };
+            Ok(Some((found.clone(), TLogSet::load(&**store, manifest).await?)))
+        };
+        match pages.await {
+            Ok(Some((found, tlogs))) => return Ok((manifest.clone(), found, tlogs)),
+            Ok(None) => {
+                return Err(Error::not_found(format!("volume {volume} has no snapshot {snapshot:032x}")));
+            }
+            // Its owner put the next one meanwhile, and collected the pages that only this one named.
+            Err(e) if e.kind == ErrorKind::NotFound && seen != Some(manifest.number) => {
+                seen = Some(manifest.number);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Error::unavailable(format!("the Manifests of volume {volume} change faster than they can be read")))
 }
 
 /// The views that somebody reads.
@@ -189,11 +216,8 @@ impl Views {
             if let Some(view) = self.0.lock().get(&(volume, snapshot)).and_then(Weak::upgrade) {
                 return Ok(view);
             }
-            let chain = Chain::newest(store, volume).await?;
-            let manifest = chain.current();
-            let snapshots = SnapshotSet::load(&**store, manifest).await?;
-            let found = snapshots.find(snapshot).ok_or_else(|| gone(volume, snapshot))?;
-            let tlogs = TLogSet::load(&**store, manifest).await?;
+            let (manifest, found, tlogs) = look(store, volume, snapshot).await?;
+            let found = &*found;
             let parent = match &manifest.parent {
                 Some(parent) => Some(self.get(store, cache, parent.volume, parent.snapshot).await?),
                 None => None,

@@ -143,6 +143,16 @@ impl Model {
         }
     }
 
+    /// For each sector what it may show to something that happened between `issued` and now.
+    pub fn may(&self, issued: u64) -> Vec<Vec<u64>> {
+        let words = |versions: &Vec<Version>| {
+            let barrier = versions.iter().filter(|v| v.acked < issued).map(|v| v.issued).max().unwrap_or(0);
+            let may = |v: &&Version| v.acked >= barrier || v.issued >= barrier;
+            versions.iter().filter(may).map(|v| v.word).collect()
+        };
+        self.sectors[..self.size()].iter().map(words).collect()
+    }
+
     /// A growth is about to be issued; its number.
     pub fn begin_resize(&mut self, size: usize) -> usize {
         let issued = self.now();

@@ -24,6 +24,12 @@ pub enum Step {
     Grow { volume: usize, by: usize },
     /// Uploads everything.
     Drain { volume: usize },
+    /// Takes a snapshot.
+    Snapshot { volume: usize },
+    /// Reads one of the snapshots.
+    ReadSnapshot { volume: usize, nth: usize },
+    /// Deletes one of the snapshots.
+    DeleteSnapshot { volume: usize, nth: usize },
 }
 
 /// A client: its requests one after the other, each followed by a pause.
@@ -238,7 +244,8 @@ impl Maker {
         let volume = self.rng.usize(0..self.volumes);
         let range = self.range();
         let fua = self.chance(12);
-        match self.rng.u32(0..200) {
+        let nth = self.rng.usize(0..1000);
+        match self.rng.u32(0..206) {
             0..100 => Step::Write { volume, range, fua },
             100..115 => Step::Zero { volume, range, hole: false, fua },
             115..130 => Step::Zero { volume, range, hole: true, fua },
@@ -247,6 +254,9 @@ impl Maker {
             145..190 => Step::Read { volume, range },
             190..196 => Step::Extents { volume, range },
             196..198 => Step::Grow { volume, by: PER_CLUSTER },
+            198..201 => Step::Snapshot { volume },
+            201..203 => Step::ReadSnapshot { volume, nth },
+            203..205 => Step::DeleteSnapshot { volume, nth },
             _ => Step::Drain { volume },
         }
     }

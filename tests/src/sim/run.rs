@@ -2,12 +2,13 @@
 
 use super::model::{Model, Promise, Range, SECTOR};
 use super::plan::{Client, Crash, Life, Plan, Step, When};
+use super::snapshots::Snapshots;
 use super::world::{Coverage, World};
 use bytes::Bytes;
-use common::{BlockDevice, Clock, Error};
+use common::{BlockDevice, Clock, Error, ErrorKind};
 use std::cell::RefCell;
 use std::time::Duration;
-use volumedriver::Volume;
+use volumedriver::{Description, SnapshotChange, Volume};
 
 /// A life that goes on for longer than this ends: the store may be away for good.
 const LIFE: Duration = Duration::from_secs(300);
@@ -49,6 +50,7 @@ struct Run<'p> {
 /// What the clients know.
 struct Truth {
     models: Vec<Model>,
+    snapshots: Vec<Snapshots>,
     /// Moments of each volume: what was acknowledged before is flushed, is committed.
     flushed: Vec<u64>,
     committed: Vec<u64>,
@@ -81,6 +83,7 @@ impl Run<'_> {
         let none = vec![0; plan.volumes];
         let truth = Truth {
             models,
+            snapshots: (0..plan.volumes).map(|_| Snapshots::default()).collect(),
             flushed: none.clone(),
             committed: none,
             digest: 0xcbf2_9ce4_8422_2325,
@@ -251,6 +254,24 @@ impl Run<'_> {
         }
     }
 
+    /// Checks which snapshots a volume has, and what each shows.
+    async fn settle_snapshots(&mut self, volume: usize, crash: Crash) -> Result<(), String> {
+        let v = self.world.volumes[volume].clone();
+        let listed: Vec<u128> = v.snapshots().iter().map(|s| s.about.id).collect();
+        let only_committed = matches!(crash, Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover);
+        let told = |e: String| format!("volume {volume}: {e}");
+        self.truth.borrow_mut().snapshots[volume].settle(&listed, only_committed).map_err(told)?;
+        for id in listed {
+            let image =
+                read_snapshot(&v, id).await.map_err(|e| told(format!("snapshot {id} does not read: {e}")))?;
+            self.world.note("snapshot read after a crash");
+            let mut truth = self.truth.borrow_mut();
+            truth.event(u64::from(common::crc::crc32c(&image)));
+            truth.snapshots[volume].check(id, &image).map_err(told)?;
+        }
+        Ok(())
+    }
+
     /// Reads every volume and checks it against what was promised.
     async fn settle(&mut self, crash: Crash) -> Result<(), String> {
         for volume in 0..self.plan.volumes {
@@ -269,6 +290,9 @@ impl Run<'_> {
             truth.models[volume].forget(committed);
             let sum = common::crc::crc32c(&image);
             truth.event(u64::from(sum));
+            drop(truth);
+            self.settle_snapshots(volume, crash).await?;
+            let mut truth = self.truth.borrow_mut();
             if !matches!(crash, Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover) {
                 continue;
             }
@@ -379,10 +403,45 @@ impl Talk<'_> {
             }
             Step::Drain { volume } => {
                 let moment = truth.borrow_mut().models[volume].now();
+                let taken = truth.borrow().snapshots[volume].taken();
                 // It may take longer than that: then nothing is promised.
                 if self.volumes[volume].drain(Duration::from_secs(60)).await.is_ok() {
-                    let committed = &mut truth.borrow_mut().committed[volume];
+                    let mut truth = truth.borrow_mut();
+                    truth.snapshots[volume].committed(&taken);
+                    let committed = &mut truth.committed[volume];
                     *committed = moment.max(*committed);
+                }
+            }
+            Step::Snapshot { volume } => {
+                let issued = truth.borrow_mut().models[volume].now();
+                let id = truth.borrow_mut().snapshots[volume].begin();
+                let about = Description { id, name: snapshot_name(id), ..Description::default() };
+                self.volumes[volume].snapshot(about).await?;
+                let mut truth = truth.borrow_mut();
+                let may = truth.models[volume].may(issued);
+                truth.snapshots[volume].ack(id, may);
+            }
+            Step::ReadSnapshot { volume, nth } => {
+                let Some(id) = truth.borrow().snapshots[volume].some(nth) else { return Ok(()) };
+                let read = read_snapshot(&self.volumes[volume], id).await;
+                let mut truth = truth.borrow_mut();
+                match read {
+                    Ok(image) => truth.snapshots[volume].check(id, &image).map_err(Trouble::Wrong)?,
+                    // The store may be away for longer than anybody waits; another client may have deleted it.
+                    Err(e) if e.kind == ErrorKind::Unavailable => {}
+                    Err(e) if truth.snapshots[volume].taken().contains(&id) => return Err(e.into()),
+                    Err(_) => {}
+                }
+            }
+            Step::DeleteSnapshot { volume, nth } => {
+                let Some(id) = truth.borrow().snapshots[volume].some(nth) else { return Ok(()) };
+                truth.borrow_mut().snapshots[volume].begin_delete(id);
+                let wait = Duration::from_secs(60);
+                match self.volumes[volume].change_snapshot(id, SnapshotChange::Delete, wait).await {
+                    Ok(()) => truth.borrow_mut().snapshots[volume].ack_delete(id),
+                    // It goes on by itself.
+                    Err(e) if e.kind == ErrorKind::Unavailable => {}
+                    Err(e) => return Err(e.into()),
                 }
             }
         }
@@ -395,6 +454,16 @@ impl Talk<'_> {
         let end = (range.first + range.count).min(size);
         (range.first < end).then(|| Range { first: range.first, count: end - range.first })
     }
+}
+
+fn snapshot_name(id: u128) -> String {
+    format!("s{id}")
+}
+
+/// Reads all of a snapshot.
+async fn read_snapshot(volume: &Volume, id: u128) -> common::Result<Bytes> {
+    let device = volume.open_snapshot(&snapshot_name(id), Duration::from_secs(60)).await?;
+    device.read(0, device.geometry().size as u32).await
 }
 
 /// Why a client stopped.
