@@ -277,26 +277,27 @@ impl Run<'_> {
         for volume in 0..self.plan.volumes {
             let image =
                 self.world.image(volume).await.map_err(|e| format!("the image does not read: {e}"))?;
-            let mut truth = self.truth.borrow_mut();
-            let promise = match crash {
-                Crash::Kill | Crash::Clean => Promise::Everything,
-                Crash::Power(_) => Promise::Flushed(truth.flushed[volume].max(truth.committed[volume])),
-                Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover => {
-                    Promise::Committed(truth.committed[volume])
-                }
-            };
-            truth.models[volume].settle(&image, promise)?;
-            let committed = truth.committed[volume];
-            truth.models[volume].forget(committed);
-            let sum = common::crc::crc32c(&image);
-            truth.event(u64::from(sum));
-            drop(truth);
+            {
+                let mut truth = self.truth.borrow_mut();
+                let promise = match crash {
+                    Crash::Kill | Crash::Clean => Promise::Everything,
+                    Crash::Power(_) => Promise::Flushed(truth.flushed[volume].max(truth.committed[volume])),
+                    Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover => {
+                        Promise::Committed(truth.committed[volume])
+                    }
+                };
+                truth.models[volume].settle(&image, promise)?;
+                let committed = truth.committed[volume];
+                truth.models[volume].forget(committed);
+                let sum = common::crc::crc32c(&image);
+                truth.event(u64::from(sum));
+            }
             self.settle_snapshots(volume, crash).await?;
-            let mut truth = self.truth.borrow_mut();
             if !matches!(crash, Crash::LostDataDir | Crash::OldDataDir | Crash::Takeover) {
                 continue;
             }
             // What was not committed may be in the new write buffer only, and never was flushed there.
+            let mut truth = self.truth.borrow_mut();
             let now = truth.models[volume].now();
             truth.committed[volume] = now;
             truth.flushed[volume] = now;

@@ -94,7 +94,8 @@ impl Snapshots {
             let none = Vec::new();
             let Some(may) = s.may.as_ref().map(|may| may.get(sector).unwrap_or(&none)) else { continue };
             // Behind the size that was acknowledged a growth under way may have made room.
-            if !may.contains(word) && !(may.is_empty() && *word == 0) {
+            let right = may.contains(word) || may.is_empty() && *word == 0;
+            if !right {
                 return Err(format!("snapshot {id}, sector {sector} shows {word:#x}, may show {may:x?}"));
             }
         }
@@ -114,7 +115,8 @@ impl Snapshots {
         }
         for (id, s) in &mut self.known {
             let there = listed.contains(id);
-            if s.life == Life::Taken && !there && !(only_committed && !s.committed) {
+            let promised = s.life == Life::Taken && (s.committed || !only_committed);
+            if promised && !there {
                 return Err(format!("snapshot {id} is gone"));
             }
             s.life = if there { Life::Taken } else { Life::Gone };
