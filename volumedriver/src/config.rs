@@ -31,6 +31,10 @@ pub struct Settings {
     pub tlog_scos: usize,
     /// Map entries covered by one TLog.
     pub tlog_entries: usize,
+    /// Whether volumes are scrubbed by themselves.
+    pub scrub: bool,
+    /// Bytes stored for each 100 live ones that a scrub leaves; less takes more copying.
+    pub scrub_percent: u64,
 }
 
 impl Default for Settings {
@@ -46,6 +50,8 @@ impl Default for Settings {
             uploads: 8,
             tlog_scos: 512,
             tlog_entries: 1 << 20,
+            scrub: true,
+            scrub_percent: 132,
         }
     }
 }
@@ -72,6 +78,7 @@ impl Settings {
         at_least("uploads_per_volume", self.uploads_per_volume as u64, 1)?;
         at_least("uploads", self.uploads as u64, 1)?;
         at_least("tlog_scos", self.tlog_scos as u64, 1)?;
-        at_least("tlog_entries", self.tlog_entries as u64, 1024)
+        at_least("tlog_entries", self.tlog_entries as u64, 1024)?;
+        within("scrub_percent", self.scrub_percent, 105, 1000)
     }
 }

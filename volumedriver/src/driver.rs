@@ -145,6 +145,7 @@ impl Driver {
             pages: Vec::new(),
             tlogs: Vec::new(),
             snapshots: Vec::new(),
+            relocations: 0,
         };
         self.home.created.lock().insert(spec.id);
         match Chain::create(&pool.store, manifest).await {

@@ -6,6 +6,10 @@
 //! of its clusters are live.
 //!
 //! Lookups share a read lock, and read a page that is not there without any lock.
+//!
+//! A map that was lost begins empty and is served at once: what it does not know yet is looked up in the TLogs
+//! (`Shared::base`), from which it is filled in the background, by ascending address. A discard leaves a hole
+//! meanwhile, so that nothing older shows through.
 
 pub(crate) mod page;
 #[cfg(test)]
@@ -13,7 +17,7 @@ mod tests;
 
 pub(crate) use page::Location;
 
-use crate::extent_map::ExtentMap;
+use crate::extent_map::{ExtentMap, Piece};
 use crate::format::sco::ScoId;
 use bytes::Bytes;
 use common::table::Batch;
@@ -57,12 +61,22 @@ pub(crate) enum Change<'a> {
 }
 
 /// A SCO that the map may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ScoUse {
     /// Bytes of the object.
     pub len: u64,
     /// Clusters that the head maps to it.
     pub live: u32,
+    /// When its clusters were written, about.
+    pub written: Lsn,
+}
+
+/// A cluster that lies elsewhere now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Move {
+    pub addr: u64,
+    pub from: Location,
+    pub to: Location,
 }
 
 /// What a map says of an address.
@@ -112,6 +126,8 @@ struct Scos {
 pub(crate) struct Of {
     /// The LSNs of the head: a copy of another head is of no use.
     pub head: Bytes,
+    /// How often clusters were moved: a copy from before names SCOs that are gone.
+    pub relocations: u64,
     /// Whether a discard has to hide what a parent has.
     pub above_parent: bool,
 }
@@ -120,6 +136,11 @@ pub(crate) struct Of {
 pub(crate) struct Index {
     volume: VolumeId,
     of: Of,
+    relocations: AtomicU64,
+    /// The addresses below are filled in from TLogs; `u64::MAX` when all are.
+    filled: AtomicU64,
+    /// Who changes the map holds this. Readers do not.
+    changing: Mutex<()>,
     table: Arc<dyn Table>,
     budget: Arc<PageBudget>,
     pages: RwLock<Pages>,
@@ -132,7 +153,10 @@ const PAGE: u8 = b'p';
 const SCO: u8 = b's';
 const FILLS: u8 = b'z';
 const WATERMARK: u8 = b'w';
-const TABLE_VERSION: u8 = 2;
+const TABLE_VERSION: u8 = 3;
+
+/// Bytes of a watermark's row before the head.
+const MARK: usize = 25;
 
 /// In a row of fills: these pages are holes, not zeroes.
 const HOLES: u64 = 1 << 63;
@@ -167,7 +191,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 impl Index {
     /// The map as the table has it, and its watermark; an index that is lost, damaged, ahead of
-    /// `committed` or of another head starts empty at LSN 0.
+    /// `committed` or of another head starts empty at LSN 0, and is to be filled.
     pub fn open(
         volume: VolumeId,
         table: Arc<dyn Table>,
@@ -177,6 +201,9 @@ impl Index {
     ) -> Result<(Index, Lsn)> {
         let index = Index {
             volume,
+            relocations: AtomicU64::new(of.relocations),
+            filled: AtomicU64::new(0),
+            changing: Mutex::new(()),
             of,
             table,
             budget,
@@ -195,10 +222,61 @@ impl Index {
             }
             Err(error) => tracing::warn!(%volume, %error, "the local index is damaged: rebuilding it"),
         }
-        forget(&*index.table, volume)?;
-        *index.pages.write() = Pages::default();
-        *index.scos.lock() = Scos::default();
+        index.begin_anew(Lsn(0))?;
         Ok((index, Lsn(0)))
+    }
+
+    /// Forgets everything: the map is what the TLogs up to `watermark` say, and is to be filled.
+    pub fn begin_anew(&self, watermark: Lsn) -> Result<()> {
+        forget(&*self.table, self.volume)?;
+        let mut pages = self.pages.write();
+        self.budget.used.fetch_sub(pages.map.len() as i64, Ordering::Relaxed);
+        *pages = Pages::default();
+        *self.scos.lock() = Scos::default();
+        self.filled.store(0, Ordering::Relaxed);
+        self.watermark.store(watermark.0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the map is complete: what it does not know was never written.
+    pub fn is_whole(&self) -> bool {
+        self.filled() == u64::MAX
+    }
+
+    /// The addresses below are filled in.
+    pub fn filled(&self) -> u64 {
+        self.filled.load(Ordering::Relaxed)
+    }
+
+    /// Fills in what TLogs say, where nothing younger is known; `to` is where they go on.
+    pub fn fill(&self, changes: &[Change<'_>], to: u64) -> Result<()> {
+        let _changing = self.changing.lock();
+        // Where nothing lies below, what was discarded is what is not there.
+        let hidden = |change: &&Change<'_>| {
+            self.of.above_parent || !matches!(change, Change::Discard { .. })
+        };
+        for change in changes.iter().filter(hidden) {
+            self.change(change, mutant::is_on("fill-overwrites"))?;
+        }
+        self.filled.store(to, Ordering::Relaxed);
+        self.relieve()
+    }
+
+    /// Clusters lie elsewhere now, where nothing younger is mapped.
+    pub fn relocate(&self, moves: &[Move], relocations: u64) -> Result<()> {
+        let _changing = self.changing.lock();
+        for moved in moves {
+            self.change_page(moved.addr / PAGE_CLUSTERS, |page, count| {
+                let at = moved.addr % PAGE_CLUSTERS;
+                let is = page.get(at) == Mapped::At(moved.from);
+                if is || mutant::is_on("relocation-overwrites") {
+                    count(page.set(at, Mapped::At(moved.to)), Some(moved.to.sco()));
+                }
+                Ok(())
+            })?;
+        }
+        self.relocations.store(relocations, Ordering::Relaxed);
+        Ok(())
     }
 
     fn load(&self) -> Result<Option<Lsn>> {
@@ -206,14 +284,18 @@ impl Index {
         if mark.first() != Some(&TABLE_VERSION) {
             return Err(damaged(self.volume));
         }
-        let (Some(watermark), Some(head)) = (u64_at(&mark, 1).map(Lsn), mark.get(9..)) else {
+        let (Some(watermark), Some(relocations), Some(filled), Some(head)) =
+            (u64_at(&mark, 1).map(Lsn), u64_at(&mark, 9), u64_at(&mark, 17), mark.get(MARK..))
+        else {
             return Err(damaged(self.volume));
         };
-        if head != self.of.head && !mutant::is_on("index-of-another-head") {
+        let other_head = head != self.of.head && !mutant::is_on("index-of-another-head");
+        if other_head || relocations != self.of.relocations {
             tracing::info!(volume = %self.volume, "the local index is that of another head: rebuilding it");
             forget(&*self.table, self.volume)?;
             return Ok(None);
         }
+        self.filled.store(filled, Ordering::Relaxed);
         if let Some(fills) = self.table.get(&key(self.volume, FILLS, &[]))? {
             let mut pages = self.pages.write();
             for pair in fills.chunks(16) {
@@ -236,10 +318,12 @@ impl Index {
                 let number =
                     |at: usize| id[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
                 let id = ScoId { epoch: Epoch(number(0)), number: number(8) };
-                let (Some(len), Some(live)) = (u64_at(value, 0), u64_at(value, 8)) else {
+                let (Some(len), Some(live), Some(written)) =
+                    (u64_at(value, 0), u64_at(value, 8), u64_at(value, 16).map(Lsn))
+                else {
                     return Err(damaged(self.volume));
                 };
-                scos.uses.insert(id, ScoUse { len, live: live as u32 });
+                scos.uses.insert(id, ScoUse { len, live: live as u32, written });
                 scos.stored += len;
                 scos.live += live;
                 scos.dead += if live == 0 { len } else { 0 };
@@ -321,12 +405,13 @@ impl Index {
         }
     }
 
-    /// Names a SCO: from now on its live clusters are counted.
-    pub fn add_sco(&self, id: ScoId, len: u64) {
+    /// Names a SCO: from now on its live clusters are counted. `written` is when its clusters were, about.
+    pub fn add_sco(&self, id: ScoId, len: u64, written: Lsn) {
         let mut scos = self.scos.lock();
-        let used = scos.uses.entry(id).or_insert(ScoUse { len: 0, live: 0 });
+        let used = scos.uses.entry(id).or_default();
         if used.len == 0 {
             used.len = len;
+            used.written = written;
             let dead = used.live == 0;
             scos.dirty.insert(id);
             scos.stored += len;
@@ -345,12 +430,6 @@ impl Index {
         }
     }
 
-    /// SCOs of which the head maps no cluster.
-    pub fn dead_scos(&self) -> Vec<(ScoId, u64)> {
-        let most = if mutant::is_on("live-sco-is-dead") { 1 } else { 0 };
-        self.scos.lock().uses.iter().filter(|(_, u)| u.live <= most).map(|(id, u)| (*id, u.len)).collect()
-    }
-
     /// Bytes of the SCOs without live clusters.
     pub fn dead_bytes(&self) -> u64 {
         self.scos.lock().dead
@@ -362,25 +441,35 @@ impl Index {
         (scos.stored, scos.live)
     }
 
-    /// Live clusters of a SCO.
-    #[cfg(test)]
-    pub fn live(&self, id: ScoId) -> u32 {
-        self.scos.lock().uses.get(&id).map_or(0, |u| u.live)
+    /// Clusters of a SCO that the head maps.
+    pub fn live(&self, id: ScoId) -> u64 {
+        self.scos.lock().uses.get(&id).map_or(0, |u| u64::from(u.live))
+    }
+
+    /// When the clusters of a SCO were written, about.
+    pub fn written(&self, id: ScoId) -> Lsn {
+        self.scos.lock().uses.get(&id).map_or(Lsn(0), |u| u.written)
     }
 
     /// Applies committed changes, in LSN order. Short slices under the lock: readers get in between.
     pub fn apply(&self, changes: &[Change<'_>]) -> Result<()> {
         for slice in changes.chunks(256) {
+            let _changing = self.changing.lock();
             for change in slice {
-                match *change {
-                    Change::Data { addr, sco, slot, crcs } => self.apply_data(addr, sco, slot, crcs)?,
-                    Change::Zero { addr, count } => self.apply_range(addr, count, Mapped::Zero)?,
-                    Change::Discard { addr, count } => self.apply_range(addr, count, self.hole())?,
-                }
+                self.change(change, true)?;
             }
             self.relieve()?;
         }
         Ok(())
+    }
+
+    /// One change of the map: of what it knows already, only if `all`.
+    fn change(&self, change: &Change<'_>, all: bool) -> Result<()> {
+        match *change {
+            Change::Data { addr, sco, slot, crcs } => self.apply_data(addr, sco, slot, crcs, all),
+            Change::Zero { addr, count } => self.apply_range(addr, count, Mapped::Zero, all),
+            Change::Discard { addr, count } => self.apply_range(addr, count, self.hole(), all),
+        }
     }
 
     /// Bounds the dirty pages inside a long change. Pages may be newer than the watermark beside
@@ -389,16 +478,19 @@ impl Index {
         if self.pages.read().dirty.len() < 2 * CHECKPOINT_PAGES {
             return Ok(());
         }
-        self.checkpoint(Lsn(self.watermark.load(Ordering::Relaxed)))
+        self.write_out(Lsn(self.watermark.load(Ordering::Relaxed)))
     }
 
-    fn apply_data(&self, addr: u64, sco: ScoId, slot: u32, crcs: &[u32]) -> Result<()> {
+    fn apply_data(&self, addr: u64, sco: ScoId, slot: u32, crcs: &[u32], all: bool) -> Result<()> {
         let (mut next, mut at) = (addr, 0);
         while at < crcs.len() {
             let (number, first) = (next / PAGE_CLUSTERS, next % PAGE_CLUSTERS);
             let n = ((PAGE_CLUSTERS - first) as usize).min(crcs.len() - at);
             self.change_page(number, |page, count| {
                 for (i, &crc) in crcs[at..at + n].iter().enumerate() {
+                    if !all && page.get(first + i as u64) != Mapped::Absent {
+                        continue;
+                    }
                     let location = Location::new(sco, slot + (at + i) as u32, crc)?;
                     count(page.set(first + i as u64, Mapped::At(location)), Some(sco));
                 }
@@ -412,11 +504,12 @@ impl Index {
 
     /// What a discard leaves.
     fn hole(&self) -> Mapped {
-        let hides = self.of.above_parent && !mutant::is_on("clone-without-tombstones");
+        let above = self.of.above_parent || !self.is_whole();
+        let hides = above && !mutant::is_on("clone-without-tombstones");
         if hides { Mapped::Hole } else { Mapped::Absent }
     }
 
-    fn apply_range(&self, addr: u64, count: u64, fill: Mapped) -> Result<()> {
+    fn apply_range(&self, addr: u64, count: u64, fill: Mapped, all: bool) -> Result<()> {
         let end = addr + count;
         let whole = addr.div_ceil(PAGE_CLUSTERS)..end / PAGE_CLUSTERS;
         let edge = |from: u64, to: u64| -> Result<()> {
@@ -426,7 +519,9 @@ impl Index {
                 let n = (PAGE_CLUSTERS - first).min(to - next);
                 self.change_page(number, |page, count| {
                     for i in first..first + n {
-                        count(page.set(i, fill), None);
+                        if all || page.get(i) == Mapped::Absent {
+                            count(page.set(i, fill), None);
+                        }
                     }
                     Ok(())
                 })?;
@@ -439,11 +534,11 @@ impl Index {
         }
         edge(addr, whole.start * PAGE_CLUSTERS)?;
         edge(whole.end * PAGE_CLUSTERS, end)?;
-        self.apply_whole_pages(whole.start, whole.end, fill)
+        self.apply_whole_pages(whole.start, whole.end, fill, all)
     }
 
     /// Costs the pages that exist, not the length of the range.
-    fn apply_whole_pages(&self, from: u64, to: u64, fill: Mapped) -> Result<()> {
+    fn apply_whole_pages(&self, from: u64, to: u64, fill: Mapped, all: bool) -> Result<()> {
         let prefix = key(self.volume, PAGE, &[]);
         let mut present: BTreeSet<u64> =
             self.pages.read().map.keys().copied().filter(|p| (from..to).contains(p)).collect();
@@ -466,7 +561,9 @@ impl Index {
         for &number in &present {
             self.change_page(number, |page, count| {
                 for i in 0..PAGE_CLUSTERS {
-                    count(page.set(i, fill), None);
+                    if all || page.get(i) == Mapped::Absent {
+                        count(page.set(i, fill), None);
+                    }
                 }
                 Ok(())
             })?;
@@ -474,7 +571,12 @@ impl Index {
         }
         let mut pages = self.pages.write();
         if fill != Mapped::Absent {
+            let known: Vec<Piece<Mapped>> = match all {
+                true => Vec::new(),
+                false => pages.fills.overlapping(from, to - from).collect(),
+            };
             pages.fills.insert(from, to - from, fill);
+            known.into_iter().for_each(|known| pages.fills.insert(known.addr, known.count, known.value));
             for number in present {
                 pages.fills.clear(number, 1);
             }
@@ -495,7 +597,7 @@ impl Index {
         let absent = self.with_page(number, |_| {})?;
         let mut pages = self.pages.write();
         if !pages.map.contains_key(&number) {
-            // Only this task changes pages, so what was absent is absent; what was evicted since is read again.
+            // Nobody else changes pages, so what was absent is absent; what was evicted since is read again.
             let page = match absent {
                 Some(mapped) => Page::filled(mapped),
                 None => match self.table.get(&key(self.volume, PAGE, &number.to_be_bytes()))? {
@@ -534,6 +636,12 @@ impl Index {
 
     /// Writes everything that changed, with the watermark, in one batch.
     pub fn checkpoint(&self, watermark: Lsn) -> Result<()> {
+        let _changing = self.changing.lock();
+        self.write_out(watermark)
+    }
+
+    /// As [`Index::checkpoint`], by who holds `changing`.
+    fn write_out(&self, watermark: Lsn) -> Result<()> {
         let mut batch = Batch::default();
         let written: Vec<u64> = {
             let pages = self.pages.read();
@@ -563,7 +671,7 @@ impl Index {
                 let name = key(self.volume, SCO, &sco_row(*id));
                 match scos.uses.get(id) {
                     Some(u) => {
-                        let row = [u.len.to_le_bytes(), u64::from(u.live).to_le_bytes()].concat();
+                        let row = [u.len, u64::from(u.live), u.written.0].map(u64::to_le_bytes).concat();
                         batch.put(name, row);
                     }
                     None => batch.delete(name),
@@ -574,7 +682,10 @@ impl Index {
             true => Lsn(watermark.0 + 2),
             false => watermark,
         };
-        let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes(), &self.of.head].concat();
+        let relocations = self.relocations.load(Ordering::Relaxed).to_le_bytes();
+        let filled = self.filled().to_le_bytes();
+        let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes(), &relocations, &filled, &self.of.head];
+        let mark = mark.concat();
         batch.put(key(self.volume, WATERMARK, &[]), mark);
         if let Err(error) = self.table.write(batch) {
             self.scos.lock().dirty.extend(changed);
@@ -602,7 +713,7 @@ impl Drop for Index {
 
 impl Scos {
     fn count(&mut self, id: ScoId, by: i32) {
-        let used = self.uses.entry(id).or_insert(ScoUse { len: 0, live: 0 });
+        let used = self.uses.entry(id).or_default();
         let before = used.live;
         used.live = used.live.saturating_add_signed(by);
         match (before, used.live) {

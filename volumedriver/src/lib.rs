@@ -47,4 +47,4 @@ pub use driver::{CreateVolume, Driver, ImageInfo};
 pub use format::{Description, Parent};
 pub use pool::{Pool, PoolInfo};
 pub use volume::snapshot_device::SnapshotDevice;
-pub use volume::{Frontiers, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus};
+pub use volume::{Effort, Frontiers, Scrubbed, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus};

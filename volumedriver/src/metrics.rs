@@ -67,6 +67,8 @@ pub(crate) struct Metrics {
     pub tlogs: Counter,
     pub manifests: Counter,
     pub deleted_scos: Counter,
+    pub relocated_bytes: Counter,
+    pub damaged_scos: Counter,
     pub backend_reads: Counter,
     pub backend_read_bytes: Counter,
     pub cache_hits: Counter,
@@ -84,6 +86,8 @@ impl Metrics {
             tlogs: Counter::default(),
             manifests: Counter::default(),
             deleted_scos: Counter::default(),
+            relocated_bytes: Counter::default(),
+            damaged_scos: Counter::default(),
             backend_reads: Counter::default(),
             backend_read_bytes: Counter::default(),
             cache_hits: Counter::default(),
@@ -97,7 +101,9 @@ impl Metrics {
         add("sealed_bytes", "Bytes of clusters in sealed SCOs, after coalescing", &m.sealed_bytes);
         add("tlogs", "TLogs put on the backend", &m.tlogs);
         add("manifests", "Manifests put on the backend", &m.manifests);
-        add("deleted_scos", "SCOs without live clusters that were deleted", &m.deleted_scos);
+        add("deleted_scos", "SCOs that were deleted, with nothing in them that anybody reads", &m.deleted_scos);
+        add("relocated_bytes", "Bytes of relocation SCOs put on the backend", &m.relocated_bytes);
+        add("damaged_scos", "SCOs that a scrub could not read", &m.damaged_scos);
         add("backend_reads", "Ranged reads of SCOs", &m.backend_reads);
         add("backend_read_bytes", "Bytes read from SCOs", &m.backend_read_bytes);
         add("read_cache_hits", "Clusters found in the read cache", &m.cache_hits);

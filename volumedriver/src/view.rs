@@ -8,7 +8,8 @@
 mod cache;
 mod page;
 
-pub(crate) use cache::MapCache;
+pub(crate) use cache::{Block, MapCache, Tree};
+pub(crate) use page::Source;
 
 use crate::format::manifest::TLogRef;
 use crate::format::{Manifest, Snapshot};
@@ -50,7 +51,8 @@ struct Map {
 /// What one snapshot sees.
 pub(crate) struct View {
     volume: VolumeId,
-    snapshot: u128,
+    /// Of a head there is none.
+    snapshot: Option<u128>,
     size: u64,
     store: Arc<dyn ObjectStore>,
     cache: Arc<MapCache>,
@@ -77,13 +79,33 @@ impl View {
     ) -> View {
         View {
             volume,
-            snapshot: snapshot.about.id,
+            snapshot: Some(snapshot.about.id),
             size: snapshot.size,
             store: store.clone(),
             cache: cache.clone(),
             map: RwLock::new(map(cache, tlogs, &Lsns::of(snapshot))),
             parent: None,
             depth: 1,
+        }
+    }
+
+    /// What these LSNs of a volume see, and below them `parent`: a head as its TLogs have it.
+    pub fn head(
+        store: &Arc<dyn ObjectStore>,
+        cache: &Arc<MapCache>,
+        volume: VolumeId,
+        (tlogs, lsns): (&TLogSet, &Lsns),
+        parent: Option<Arc<View>>,
+    ) -> View {
+        View {
+            volume,
+            snapshot: None,
+            size: u64::MAX,
+            store: store.clone(),
+            cache: cache.clone(),
+            map: RwLock::new(map(cache, tlogs, lsns)),
+            depth: parent.as_ref().map_or(0, |p| p.depth),
+            parent,
         }
     }
 
@@ -157,9 +179,10 @@ impl View {
     pub async fn refresh(&self) -> Result<()> {
         let mut level = Some(self);
         while let Some(view) = level {
-            let (_, snapshot, tlogs) = look(&view.store, view.volume, view.snapshot).await?;
-            let snapshot = &*snapshot;
-            *view.map.write() = map(&view.cache, &tlogs, &Lsns::of(snapshot));
+            if let Some(snapshot) = view.snapshot {
+                let (_, snapshot, tlogs) = look(&view.store, view.volume, snapshot).await?;
+                *view.map.write() = map(&view.cache, &tlogs, &Lsns::of(&snapshot));
+            }
             level = view.parent.as_deref();
         }
         Ok(())

@@ -6,7 +6,10 @@
 //! | `read` | resolve, plan by source, fetch, verify |
 //! | `pump` | the volume's one background task: seal, upload, commit, TLogs, Manifests |
 //! | `open` | fence, recover, cut, serve |
-//! | `reclaim` | deleting what nothing reads |
+//! | `merge` | several TLogs become one |
+//! | `scrub` | log cleaning |
+//! | `reclaim` | deleting what nothing names |
+//! | `fill` | the local index anew from the TLogs, in the background |
 //! | `snapshots` | taking them, and the list of them |
 //! | `snapshot_device` | a snapshot as a read-only block device |
 //! | `chain` | the Manifests |
@@ -16,11 +19,14 @@
 //! Does not own: the order of the log (`core`), the committed map (`index`), the journal.
 
 pub(crate) mod chain;
+mod fill;
+mod merge;
 pub(crate) mod open;
 pub(crate) mod persist;
 mod pump;
 mod read;
 pub(crate) mod reclaim;
+pub(crate) mod scrub;
 pub mod snapshot_device;
 pub(crate) mod snapshots;
 pub(crate) mod tlogs;
@@ -40,14 +46,15 @@ use bytes::Bytes;
 use common::{
     BlockDevice, Clock, Epoch, Error, ErrorKind, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId, mutant,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use persist::Trouble;
 use pump::Command;
 use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
+pub use scrub::{Effort, Scrubbed};
 pub use snapshots::{SnapshotChange, SnapshotInfo};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -149,6 +156,13 @@ pub(crate) struct Shared {
     pub maps: Arc<MapCache>,
     /// What a clone began as.
     pub parent: Option<Arc<View>>,
+    /// The head as its TLogs have it, and what lies below: while the index is not whole.
+    pub base: RwLock<Option<Arc<View>>>,
+    /// The last number of a TLog or list page that this epoch gave out, and that of a relocation SCO.
+    pub last_object: AtomicU64,
+    pub next_reloc: AtomicU64,
+    /// A client asked for something since this was last looked at.
+    pub busy: AtomicBool,
     pub snapshots: Snapshots,
     pub metrics: Metrics,
     pub trouble: Trouble,
@@ -173,6 +187,16 @@ impl Shared {
         self.credits.volume.close();
         self.claims_free.notify_waiters();
         self.wake.notify_one();
+    }
+
+    /// What lies below the local index: to be asked for before the index is, which only learns.
+    pub fn below(&self) -> Option<Arc<View>> {
+        self.base.read().clone().or_else(|| self.parent.clone())
+    }
+
+    /// A number for a TLog or list page of this epoch, never given out before.
+    pub fn object_number(&self) -> u64 {
+        self.last_object.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     pub fn sco_clusters(&self) -> u64 {
@@ -266,12 +290,12 @@ impl Volume {
         self.command(Command::Drain { target, done }, drained, deadline).await
     }
 
-    async fn command(
+    async fn command<T>(
         &self,
         command: Command,
-        done: oneshot::Receiver<Result<()>>,
+        done: oneshot::Receiver<Result<T>>,
         deadline: Duration,
-    ) -> Result<()> {
+    ) -> Result<T> {
         let answer = async {
             let closing = || Error::unavailable("the volume is closing");
             self.commands.send(command).await.map_err(|_| closing())?;
@@ -286,6 +310,16 @@ impl Volume {
                 )))
             }
         }
+    }
+
+    /// Gives back the space of what nobody reads any more, and merges TLogs, as far as `effort` goes. What was
+    /// acknowledged before is on the backend then. `Unavailable` when `deadline` passes first; it goes on by itself.
+    pub async fn scrub(&self, effort: Effort, deadline: Duration) -> Result<Scrubbed> {
+        let begin = self.shared.clock.now();
+        self.drain(deadline).await?;
+        let left = (begin + deadline).saturating_sub(self.shared.clock.now());
+        let (done, scrubbed) = oneshot::channel();
+        self.command(Command::Scrub { effort, done }, scrubbed, left).await
     }
 
     /// Takes a snapshot: durable on this machine when it returns, whether the backend answers or not.

@@ -2,7 +2,7 @@
 
 use common::sim::StoreFaults;
 use std::time::Duration;
-use volumedriver::Settings;
+use volumedriver::{Effort, Settings};
 
 use super::model::{PER_CLUSTER, Range};
 
@@ -30,6 +30,8 @@ pub enum Step {
     ReadSnapshot { volume: usize, nth: usize },
     /// Deletes one of the snapshots.
     DeleteSnapshot { volume: usize, nth: usize },
+    /// Cleans the log.
+    Scrub { volume: usize, effort: Effort },
 }
 
 /// A client: its requests one after the other, each followed by a pause.
@@ -174,6 +176,8 @@ impl Maker {
             uploads_per_volume: self.rng.usize(1..5),
             uploads: self.rng.usize(1..6),
             tlog_scos: self.rng.usize(1..6),
+            scrub: !self.chance(4),
+            scrub_percent: self.rng.u64(105..160),
             ..Settings::default()
         };
         let mut lives = Vec::new();
@@ -245,7 +249,7 @@ impl Maker {
         let range = self.range();
         let fua = self.chance(12);
         let nth = self.rng.usize(0..1000);
-        match self.rng.u32(0..206) {
+        match self.rng.u32(0..210) {
             0..100 => Step::Write { volume, range, fua },
             100..115 => Step::Zero { volume, range, hole: false, fua },
             115..130 => Step::Zero { volume, range, hole: true, fua },
@@ -257,6 +261,7 @@ impl Maker {
             198..201 => Step::Snapshot { volume },
             201..203 => Step::ReadSnapshot { volume, nth },
             203..205 => Step::DeleteSnapshot { volume, nth },
+            205..208 => Step::Scrub { volume, effort: [Effort::Full, Effort::Due, Effort::Merge][nth % 3] },
             _ => Step::Drain { volume },
         }
     }

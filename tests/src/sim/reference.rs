@@ -31,6 +31,10 @@ pub enum Op {
     Rollback,
     /// Deletes the newest snapshot that has no clone.
     DeleteSnapshot,
+    /// Rewrites every SCO with garbage.
+    Scrub,
+    /// Merges TLogs.
+    Merge,
 }
 
 /// What the first operations make.
@@ -66,7 +70,7 @@ impl Reference {
     pub fn ack(&mut self) {
         self.acked = self.log.len();
         let last = self.log.last();
-        let uploads = matches!(last, Some(Op::Upload | Op::Clone | Op::Rollback));
+        let uploads = matches!(last, Some(Op::Upload | Op::Clone | Op::Rollback | Op::Scrub | Op::Merge));
         if uploads || matches!(last, Some(Op::Flush | Op::Fua(_) | Op::Resize | Op::Snapshot)) {
             self.flushed = self.acked;
         }
@@ -98,7 +102,7 @@ impl Reference {
                     let gone = self.deleted.iter().find(|(by, ..)| *by == number).map(|d| d.1);
                     snapshots.retain(|(taken, _)| Some(*taken) != gone);
                 }
-                Op::Flush | Op::Restart | Op::Upload | Op::Clone => {}
+                Op::Flush | Op::Restart | Op::Upload | Op::Clone | Op::Scrub | Op::Merge => {}
             }
         }
         State { image, snapshots }

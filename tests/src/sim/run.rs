@@ -413,6 +413,14 @@ impl Talk<'_> {
                     *committed = moment.max(*committed);
                 }
             }
+            Step::Scrub { volume, effort } => {
+                // The store may be away for longer than anybody waits; it goes on by itself.
+                match self.volumes[volume].scrub(effort, Duration::from_secs(60)).await {
+                    Ok(scrubbed) => truth.borrow_mut().event(scrubbed.scos << 32 | scrubbed.tlogs),
+                    Err(e) if matches!(e.kind, ErrorKind::Unavailable | ErrorKind::Corrupt) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
             Step::Snapshot { volume } => {
                 let issued = truth.borrow_mut().models[volume].now();
                 let id = truth.borrow_mut().snapshots[volume].begin();

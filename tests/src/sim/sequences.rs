@@ -11,7 +11,7 @@ use common::{BlockDevice, Error, VolumeId};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use volumedriver::{Description, SnapshotChange};
+use volumedriver::{Description, Effort, SnapshotChange};
 
 /// Addresses that operations choose from, and clusters of the volume.
 const CLUSTERS: usize = 3;
@@ -21,13 +21,13 @@ const CLUSTERS: usize = 3;
 pub enum Alphabet {
     /// What a client of a block device does.
     Log,
-    /// Snapshots and what is done with them.
-    Snapshots,
+    /// Time and space: snapshots, what is done with them, and what cleans up behind them.
+    Space,
 }
 
 impl Alphabet {
     /// Both.
-    pub const ALL: [Alphabet; 2] = [Alphabet::Log, Alphabet::Snapshots];
+    pub const ALL: [Alphabet; 2] = [Alphabet::Log, Alphabet::Space];
 
     /// All of its operations.
     pub fn operations(self) -> Vec<Op> {
@@ -39,10 +39,10 @@ impl Alphabet {
                     vec![Op::Write(c), Op::Unaligned(c), Op::Zero(c), Op::Discard(c), Op::Fua(c)]
                 }))
                 .collect(),
-            Alphabet::Snapshots => {
+            Alphabet::Space => {
                 let ops = [Op::Snapshot, Op::Clone, Op::Rollback, Op::DeleteSnapshot];
                 ops.into_iter()
-                    .chain([Op::Flush, Op::Resize, Op::Restart, Op::Upload])
+                    .chain([Op::Flush, Op::Resize, Op::Scrub, Op::Merge])
                     .chain(each(|c| vec![Op::Write(c), Op::Unaligned(c), Op::Discard(c)]))
                     .collect()
             }
@@ -69,6 +69,31 @@ const HISTORIES: &[&[Op]] = &[
         Op::Discard(0),
         Op::DeleteSnapshot,
         Op::Upload,
+    ],
+    // A SCO that is half garbage: for the head, under a snapshot, under a clone, and twice.
+    &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Scrub],
+    &[Op::Write(0), Op::Write(1), Op::Write(2), Op::Upload, Op::Write(0), Op::Scrub, Op::Write(1), Op::Scrub],
+    &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Scrub, Op::Restart],
+    &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Snapshot, Op::Write(1), Op::Scrub],
+    &[Op::Write(0), Op::Write(1), Op::Snapshot, Op::Write(0), Op::Snapshot, Op::DeleteSnapshot, Op::Scrub],
+    &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Snapshot, Op::Clone, Op::Scrub, Op::Unaligned(1)],
+    &[Op::Write(0), Op::Write(1), Op::Snapshot, Op::Clone, Op::Write(0), Op::Scrub, Op::Rollback, Op::Scrub],
+    // Garbage that a rollback left, and what was discarded.
+    &[Op::Snapshot, Op::Write(0), Op::Write(1), Op::Rollback, Op::Write(1), Op::Scrub],
+    &[Op::Write(0), Op::Write(1), Op::Upload, Op::Discard(0), Op::Merge, Op::Scrub, Op::Restart],
+    &[Op::Write(0), Op::Upload, Op::Discard(0), Op::Snapshot, Op::Write(0), Op::Merge, Op::Rollback],
+    // The same cluster live twice, for a snapshot and for the head, in one rewriting.
+    &[
+        Op::Write(0),
+        Op::Write(1),
+        Op::Upload,
+        Op::Unaligned(1),
+        Op::Snapshot,
+        Op::Write(0),
+        Op::Write(2),
+        Op::Upload,
+        Op::Write(2),
+        Op::Scrub,
     ],
 ];
 
@@ -344,6 +369,8 @@ impl Sequence {
             Op::Flush => v.flush().await,
             Op::Resize => v.resize(v.geometry().size + cluster).await,
             Op::Upload => v.drain(Duration::from_secs(5)).await,
+            Op::Scrub => v.scrub(Effort::Full, Duration::from_secs(5)).await.map(drop),
+            Op::Merge => v.scrub(Effort::Merge, Duration::from_secs(5)).await.map(drop),
             Op::Restart => Ok(()),
         }
     }

@@ -149,14 +149,9 @@ pub fn sco_prefix(volume: VolumeId, epoch: Epoch) -> String {
     format!("{volume}/s/{:016x}/", epoch.0)
 }
 
-/// Name of a SCO of the log.
+/// Name of a SCO, of the log or of a relocation.
 pub fn sco_key(volume: VolumeId, id: ScoId) -> String {
-    Key::Sco { volume, id }.to_string()
-}
-
-/// Name of a relocation SCO.
-pub fn reloc_key(volume: VolumeId, id: ScoId) -> String {
-    Key::Reloc { volume, id }.to_string()
+    place(volume, id.kind(), id)
 }
 
 /// Name of a TLog.

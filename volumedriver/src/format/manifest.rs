@@ -182,6 +182,8 @@ pub struct Manifest {
     pub tlogs: Vec<TLogRef>,
     /// Pages with its snapshots, by ascending LSN.
     pub snapshots: Vec<SnapshotPageRef>,
+    /// How often clusters were moved to relocation SCOs: a copy of the map from before is of no use.
+    pub relocations: u64,
 }
 
 impl fmt::Display for Manifest {

@@ -17,6 +17,9 @@ pub const MAX_ENTRIES: usize = 1 << 20;
 const KINDS: [ObjectKind; 2] = [ObjectKind::LogSco, ObjectKind::RelocSco];
 const RECORD: usize = 32;
 
+/// Where the numbers of relocation SCOs begin: so a number alone says which kind of SCO it is.
+pub const FIRST_RELOC: u64 = 1 << 31;
+
 /// Epoch and number: names a SCO, a TLog or a list page within its volume and kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScoId {
@@ -24,6 +27,13 @@ pub struct ScoId {
     pub epoch: Epoch,
     /// Its number in that epoch, from 1.
     pub number: u64,
+}
+
+impl ScoId {
+    /// Which kind of SCO has this name.
+    pub fn kind(self) -> ObjectKind {
+        if self.number < FIRST_RELOC { ObjectKind::LogSco } else { ObjectKind::RelocSco }
+    }
 }
 
 impl fmt::Display for ScoId {

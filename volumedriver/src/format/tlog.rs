@@ -257,6 +257,12 @@ fn check_dict(envelope: &Envelope, dict: &[DictEntry]) -> Result<()> {
         if !matches!(d.kind, ObjectKind::LogSco | ObjectKind::RelocSco) {
             return Err(Error::corrupt(format!("{envelope}: the dictionary names {} {}", d.kind, d.id)));
         }
+        if d.kind != d.id.kind() {
+            return Err(Error::corrupt(format!(
+                "{envelope}: the dictionary names {} {}, a number of the other kind of SCO",
+                d.kind, d.id
+            )));
+        }
         if !seen.insert((d.kind, d.id)) {
             return Err(Error::corrupt(format!(
                 "{envelope}: the dictionary names {} {} twice",

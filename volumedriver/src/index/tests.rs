@@ -5,7 +5,7 @@ use proptest::prelude::*;
 const V: VolumeId = VolumeId(3);
 
 fn of(head: &'static str) -> Of {
-    Of { head: Bytes::from_static(head.as_bytes()), above_parent: false }
+    Of { head: Bytes::from_static(head.as_bytes()), relocations: 0, above_parent: false }
 }
 
 fn sco(number: u64) -> ScoId {
@@ -74,8 +74,8 @@ proptest! {
             let live = model.iter().filter(|m| matches!(m, Mapped::At(l) if l.sco() == sco(number))).count();
             prop_assert_eq!(index.live(sco(number)) as usize, live, "live clusters of SCO {}", number);
         }
-        let dead: u64 = index.dead_scos().iter().map(|(_, len)| len).sum();
-        prop_assert_eq!(index.dead_bytes(), dead);
+        let dead = |lsn: &u64| matches!(log[*lsn as usize - 1], Op::Data(..)) && index.live(sco(*lsn)) == 0;
+        prop_assert_eq!(index.dead_bytes(), (1..=log.len() as u64).filter(dead).count() as u64 * 1000);
     }
 }
 
@@ -86,7 +86,7 @@ fn crcs(n: u8) -> Vec<u32> {
 fn apply(index: &Index, lsn: u64, op: &Op) {
     match *op {
         Op::Data(addr, n) => {
-            index.add_sco(sco(lsn), 1000);
+            index.add_sco(sco(lsn), 1000, Lsn(lsn));
             index.apply(&[Change::Data { addr, sco: sco(lsn), slot: 5, crcs: &crcs(n) }]).unwrap();
         }
         Op::Zero(addr, count) => index.apply(&[Change::Zero { addr, count }]).unwrap(),
@@ -131,6 +131,7 @@ fn a_range_of_64_tib_costs_the_pages_that_exist() {
     let (index, _) =
         Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0), of("a")).unwrap();
     let end = (64u64 << 40) / 4096;
+    index.fill(&[], u64::MAX).unwrap();
     apply(&index, 1, &Op::Data(1_000_000, 3));
     apply(&index, 2, &Op::Zero(1, end - 1));
     let mut out = Vec::new();
@@ -143,7 +144,7 @@ fn a_range_of_64_tib_costs_the_pages_that_exist() {
     index.lookup(999_999, 3, &mut out).unwrap();
     assert_eq!(out, vec![Mapped::Absent; 3]);
     assert_eq!(index.live(sco(1)), 0);
-    assert_eq!((index.dead_scos(), index.dead_bytes()), (vec![(sco(1), 1000)], 1000));
+    assert_eq!(index.dead_bytes(), 1000);
 }
 
 #[test]
@@ -167,6 +168,61 @@ fn pages_beyond_the_budget_are_given_back_and_read_again() {
         }
     }
     assert!(budget.used.load(Ordering::Relaxed) <= 64 + 8, "memory for pages is bounded");
+}
+
+#[test]
+fn an_empty_index_is_filled_in_below_what_it_knows_already_and_goes_on_where_it_was() {
+    let (table, budget) = (Arc::new(SimTable::new()), PageBudget::new(1 << 20));
+    let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of("a")).unwrap();
+    index.begin_anew(Lsn(5)).unwrap();
+    assert!(!index.is_whole());
+    // Younger than the TLogs: data, and a discard that must hide what they say.
+    apply(&index, 6, &Op::Data(10, 2));
+    apply(&index, 7, &Op::Discard(20, 600));
+    let old = sco(1);
+    index.add_sco(old, 1000, Lsn(5));
+    let crcs = crcs(30);
+    index.fill(&[Change::Data { addr: 0, sco: old, slot: 0, crcs: &crcs }], 30).unwrap();
+    index.checkpoint(Lsn(7)).unwrap();
+    let (index, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(7), of("a")).unwrap();
+    assert_eq!((mark, index.filled(), index.is_whole()), (Lsn(7), 30, false));
+    index.fill(&[Change::Zero { addr: 30, count: 2000 }], u64::MAX).unwrap();
+    assert!(index.is_whole());
+    let map = all(&index, 2040);
+    let of_old = |i: u64| Mapped::At(Location::new(old, i as u32, crcs[i as usize]).unwrap());
+    assert_eq!((map[9], map[12], map[19]), (of_old(9), of_old(12), of_old(19)));
+    assert!(matches!(map[10], Mapped::At(l) if l.sco() == sco(6)));
+    assert_eq!((map[20], map[300], map[619]), (Mapped::Hole, Mapped::Hole, Mapped::Hole));
+    assert_eq!((map[620], map[1000], map[2029], map[2030]), (Mapped::Zero, Mapped::Zero, Mapped::Zero, Mapped::Absent));
+    assert_eq!(index.live(old), 20 - 2);
+}
+
+#[test]
+fn what_was_moved_is_found_there_unless_it_was_overwritten_meanwhile() {
+    let (table, budget) = (Arc::new(SimTable::new()), PageBudget::new(1 << 20));
+    let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of("a")).unwrap();
+    apply(&index, 1, &Op::Data(0, 2));
+    let mut was = Vec::new();
+    index.lookup(0, 2, &mut was).unwrap();
+    apply(&index, 2, &Op::Data(1, 1));
+    let new = ScoId { epoch: Epoch(1), number: crate::format::sco::FIRST_RELOC + 1 };
+    index.add_sco(new, 500, Lsn(1));
+    let moves = was.iter().zip(0u32..).map(|(m, i)| match m {
+        Mapped::At(from) => Move { addr: u64::from(i), from: *from, to: Location::new(new, i, from.crc()).unwrap() },
+        _ => panic!("it is mapped"),
+    });
+    index.relocate(&moves.collect::<Vec<_>>(), 1).unwrap();
+    let map = all(&index, 2);
+    assert!(matches!(map[0], Mapped::At(l) if l.sco() == new && l.slot() == 0));
+    assert!(matches!(map[1], Mapped::At(l) if l.sco() == sco(2)));
+    assert_eq!((index.live(sco(1)), index.live(new), index.live(sco(2))), (0, 1, 1));
+    // A copy of the map from before the move names what is gone.
+    index.checkpoint(Lsn(2)).unwrap();
+    let (_, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(2), of("a")).unwrap();
+    assert_eq!(mark, Lsn(0));
+    index.checkpoint(Lsn(2)).unwrap();
+    let now = Of { relocations: 1, ..of("a") };
+    assert_eq!(Index::open(V, table, budget, Lsn(2), now).unwrap().1, Lsn(2));
 }
 
 #[test]

@@ -24,14 +24,14 @@ pub(super) enum Key {
 }
 
 /// Header and index of a TLog.
-pub(super) struct Tree {
+pub(crate) struct Tree {
     pub envelope: Envelope,
     pub header: TLogHeader,
     pub index: TLogIndex,
 }
 
 /// Entries of a block, and the checksums of their clusters.
-pub(super) struct Block {
+pub(crate) struct Block {
     pub entries: Vec<TLogEntry>,
     pub crcs: Vec<u32>,
 }

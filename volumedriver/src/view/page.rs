@@ -15,7 +15,7 @@ use std::sync::Arc;
 const INDEX_GUESS: u64 = 128 << 10;
 
 /// From where TLogs are read.
-pub(super) struct Source<'a> {
+pub(crate) struct Source<'a> {
     pub store: &'a dyn ObjectStore,
     pub cache: &'a MapCache,
     pub volume: VolumeId,
@@ -81,7 +81,8 @@ impl Source<'_> {
         self.store.get_range(&key, range).await.map_err(self.told(named))
     }
 
-    async fn tree(&self, named: &TLogRef) -> Result<Arc<Tree>> {
+    /// Header and index of a TLog.
+    pub async fn tree(&self, named: &TLogRef) -> Result<Arc<Tree>> {
         let key = Key::Tree { volume: self.volume, tlog: named.obj.id() };
         let make = || async { self.read_tree(named).await.map(|tree| Node::Tree(Arc::new(tree))) };
         match self.cache.get_or_make(key, make).await? {
@@ -113,6 +114,30 @@ impl Source<'_> {
             return Err(told(Error::corrupt("it is not the one that the Manifest names")));
         }
         Ok(Tree { envelope, header, index })
+    }
+
+    /// Blocks from `first` on, about `bytes` of them, read at once and past the cache; the first that is left.
+    pub async fn blocks(
+        &self,
+        named: &TLogRef,
+        tree: &Tree,
+        first: usize,
+        bytes: u64,
+    ) -> Result<(Vec<Block>, usize)> {
+        let places = &tree.index.blocks[first..];
+        let Some(begin) = places.first().map(|b| b.off) else { return Ok((Vec::new(), first)) };
+        let n = places.iter().take_while(|b| b.off + u64::from(b.len) - begin <= bytes).count().max(1);
+        let end = places[n - 1].off + u64::from(places[n - 1].len);
+        let read = self.range(named, begin..end).await?;
+        let mut blocks = Vec::with_capacity(n);
+        for (place, number) in places[..n].iter().zip(first..) {
+            let from = (place.off - begin) as usize;
+            let bytes = read.get(from..from + place.len as usize).unwrap_or_default();
+            let block = tlog::decode_block(&tree.envelope, &tree.header, &tree.index, number, bytes);
+            let (entries, crcs) = block.map_err(self.told(named))?;
+            blocks.push(Block { entries, crcs });
+        }
+        Ok((blocks, first + n))
     }
 
     async fn block(&self, named: &TLogRef, tree: &Arc<Tree>, number: usize) -> Result<Arc<Block>> {

@@ -30,13 +30,13 @@ use crate::lsns::Lsns;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
-use crate::view::{MapCache, Views};
+use crate::view::{MapCache, View, Views};
 use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId, mutant};
 use futures::{StreamExt, TryStreamExt};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Tail SCOs that are read at a time.
@@ -44,6 +44,10 @@ const SCANS: usize = 8;
 
 /// Bytes at the end of a SCO that usually hold its whole index.
 const INDEX_GUESS: u64 = 128 << 10;
+
+/// Bytes of TLogs above the local index's watermark that are read before the volume serves. More than that, and the
+/// index is made anew beside.
+const MAX_MISSED: u64 = 16 << 20;
 
 /// Foreign Manifests that may come between before opening gives up.
 const FENCE_TRIES: usize = 16;
@@ -111,7 +115,11 @@ pub(crate) async fn open(
     if let Some(snapshot) = back_to {
         image.head = rolled_back(&fenced, &image, snapshot, covered)?;
     }
-    let of = index::Of { head: image.head.to_bytes(), above_parent: fenced.parent.is_some() };
+    let of = index::Of {
+        head: image.head.to_bytes(),
+        relocations: fenced.relocations,
+        above_parent: fenced.parent.is_some(),
+    };
     let index = load_index(home, &store, id, &image, of, covered).await?;
     let parent = match &fenced.parent {
         Some(p) => {
@@ -125,6 +133,10 @@ pub(crate) async fn open(
         }
         None => None,
     };
+    let base = (!index.is_whole()).then(|| {
+        let head = (&image.tlogs, &image.head);
+        Arc::new(View::head(&store, &home.maps, id, head, parent.clone()))
+    });
     let shared = Arc::new(Shared {
         id,
         epoch,
@@ -146,6 +158,10 @@ pub(crate) async fn open(
         cache: home.cache.clone(),
         maps: home.maps.clone(),
         parent,
+        base: RwLock::new(base),
+        last_object: AtomicU64::new(image.next_object),
+        next_reloc: AtomicU64::new(1),
+        busy: AtomicBool::new(false),
         snapshots: Snapshots::default(),
         metrics: home.metrics.clone(),
         trouble: Default::default(),
@@ -169,8 +185,8 @@ pub(crate) async fn open(
     home.journal.release(id, covered);
 
     let (commands, inbox) = mpsc::channel(16);
-    let Image { chain, tlogs, snapshots, next_object, .. } = image;
-    let pump = Pump::new(shared.clone(), chain, (tlogs, snapshots), next_object, home.uploads.clone(), inbox);
+    let Image { chain, tlogs, snapshots, .. } = image;
+    let pump = Pump::new(shared.clone(), chain, (tlogs, snapshots), home.uploads.clone(), inbox);
     let pump = tokio::spawn(pump.run());
     let took = home.clock.now().saturating_sub(started);
     tracing::info!(volume = %id, %epoch, committed = %covered, replayed, tail_scos = tail.len(), ?took, "volume open");
@@ -248,14 +264,9 @@ async fn finish(
     }
     record_cut(&mut cut, fenced.tail.epoch, last);
     let epoch = shared.epoch;
-    let mut number = image.next_object;
-    let mut name = || {
-        number += 1;
-        (epoch, number)
-    };
-    let mut pages = image.tlogs.write_into(&mut cut, fenced.writer, &mut name)?;
-    pages.extend(image.snapshots.write_into(&mut cut, fenced.writer, &mut name)?);
-    image.next_object = number;
+    let name = || (epoch, shared.object_number());
+    let mut pages = image.tlogs.write_into(&mut cut, fenced.writer, name)?;
+    pages.extend(image.snapshots.write_into(&mut cut, fenced.writer, name)?);
     for page in &pages {
         super::persist::put_own(&*shared.store, &page.key, std::slice::from_ref(&page.bytes)).await?;
     }
@@ -443,12 +454,18 @@ async fn load_index(
     covered: Lsn,
 ) -> Result<Index> {
     let (index, watermark) = Index::open(id, home.table.clone(), home.pages.clone(), covered, of)?;
-    let mut applied = watermark;
     let in_head = |t: &&TLogRef| t.lsn_hi > watermark && image.head.hold(t.lsn_lo, t.lsn_hi);
+    let missed: u64 = image.tlogs.iter().filter(in_head).map(|t| t.obj.len).sum();
+    if watermark == Lsn(0) || missed > MAX_MISSED {
+        // It is filled in while the volume serves.
+        index.begin_anew(covered)?;
+        return Ok(index);
+    }
+    let mut applied = watermark;
     for named in image.tlogs.iter().filter(in_head) {
         let tlog = tlogs::load(&**store, id, named).await?;
         for sco in &tlog.dict {
-            index.add_sco(sco.id, sco.len);
+            index.add_sco(sco.id, sco.len, named.lsn_hi);
         }
         index.apply(&tlogs::changes(&tlog))?;
         applied = named.lsn_hi;

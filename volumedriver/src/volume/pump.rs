@@ -6,6 +6,7 @@
 
 use super::Shared;
 use super::chain::Chain;
+use super::scrub::{Effort, Scrubbed, Scrubs};
 use super::snapshots::{SnapshotChange, SnapshotSet};
 use super::tlogs::{self, TLogSet, TailSco};
 use crate::core::{SealPlan, Source};
@@ -17,8 +18,8 @@ use crate::format::snapshot::{Description, Snapshot};
 use crate::log::Kind;
 use crate::lsns::Lsns;
 use bytes::Bytes;
-use common::{Epoch, Error, ErrorKind, Lsn, Result, mutant};
-use std::collections::{BTreeMap, VecDeque};
+use common::{Error, ErrorKind, Lsn, Result, mutant};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Drain { target: Lsn, done: oneshot::Sender<Result<()>> },
     /// Change the list of snapshots, and say when a Manifest knows.
     Snapshot { id: u128, change: SnapshotChange, done: oneshot::Sender<Result<()>> },
+    /// Give space back, and say what was done.
+    Scrub { effort: Effort, done: oneshot::Sender<Result<Scrubbed>> },
     /// Stop; what is not uploaded stays in the journal.
     Close,
 }
@@ -53,15 +56,12 @@ pub(super) struct Pump {
     pub tail: Vec<TailSco>,
     pub writer: u128,
     next_sco: u64,
-    next_object: u64,
     uploads: VecDeque<Upload>,
     tasks: JoinSet<(ScoId, Result<()>)>,
     slots: Arc<Semaphore>,
     drains: Vec<(Lsn, oneshot::Sender<Result<()>>)>,
     commands: mpsc::Receiver<Command>,
-    reclaimed_at: Duration,
-    /// Dead to the head, and read by some snapshot.
-    pub pinned: BTreeMap<ScoId, u64>,
+    pub scrubs: Scrubs,
     /// Changes of snapshots that wait for their turn, or for the snapshot to be committed.
     edits: Vec<(u128, SnapshotChange, oneshot::Sender<Result<()>>)>,
 }
@@ -72,12 +72,10 @@ impl Pump {
         shared: Arc<Shared>,
         chain: Chain,
         (tlogs, snapshots): (TLogSet, SnapshotSet),
-        next_object: u64,
         slots: Arc<Semaphore>,
         commands: mpsc::Receiver<Command>,
     ) -> Pump {
         let writer = chain.current().writer;
-        let reclaimed_at = shared.clock.now();
         Pump {
             shared,
             chain,
@@ -86,14 +84,12 @@ impl Pump {
             tail: Vec::new(),
             writer,
             next_sco: 1,
-            next_object,
             uploads: VecDeque::new(),
             tasks: JoinSet::new(),
             slots,
             drains: Vec::new(),
             commands,
-            reclaimed_at,
-            pinned: BTreeMap::new(),
+            scrubs: Scrubs::default(),
             edits: Vec::new(),
         }
     }
@@ -101,15 +97,18 @@ impl Pump {
     /// Runs until the volume closes or stops.
     pub async fn run(mut self) {
         // Beside the work, and no longer than it.
-        let mut sweep = JoinSet::new();
-        sweep.spawn(super::reclaim::sweep(self.shared.clone(), self.tlogs.clone(), self.snapshots.clone()));
+        let mut beside = JoinSet::new();
+        beside.spawn(super::reclaim::sweep(self.shared.clone(), self.tlogs.clone(), self.snapshots.clone()));
+        let head = Lsns::head(self.chain.current());
+        beside.spawn(super::fill::fill(self.shared.clone(), self.tlogs.clone(), head));
         if let Err(error) = self.work().await {
             self.shared.stop(error);
         }
-        sweep.shutdown().await;
+        beside.shutdown().await;
         self.tasks.shutdown().await;
         let error = self.shared.core.lock().stopped().cloned();
         let error = error.unwrap_or_else(|| Error::unavailable("the volume is closing"));
+        self.scrubs.stop(&error).await;
         let drains = self.drains.drain(..).map(|(_, done)| done);
         for done in drains.chain(self.edits.drain(..).map(|(_, _, done)| done)) {
             let _ = done.send(Err(error.clone()));
@@ -130,8 +129,8 @@ impl Pump {
                 || self.tail_entries() >= shared.settings.tlog_entries
             {
                 self.roll().await?;
-                self.reclaim().await?;
             }
+            self.scrub_if_due().await?;
             let wait = self.seal_wait();
             if wait == Some(Duration::ZERO) {
                 // The buffers of SCOs under way are bounded over all volumes: first a slot, then the buffer.
@@ -140,6 +139,7 @@ impl Pump {
                     biased;
                     command = self.commands.recv() => if self.obey(command) { return Ok(()) },
                     Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.uploaded(done)?,
+                    outcome = self.scrubs.ended(), if self.scrubs.is_running() => self.end_scrub(outcome).await?,
                     slot = slots.acquire_owned() => {
                         let slot = slot.map_err(|_| Error::unavailable("the router is stopping"))?;
                         self.seal(slot).await?;
@@ -152,9 +152,10 @@ impl Pump {
                 biased;
                 command = self.commands.recv() => if self.obey(command) { return Ok(()) },
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.uploaded(done)?,
+                outcome = self.scrubs.ended(), if self.scrubs.is_running() => self.end_scrub(outcome).await?,
                 () = shared.wake.notified() => {}
                 () = sleep(&shared, wait), if wait.is_some() => {}
-                () = sleep(&shared, idle), if wait.is_none() && idle.is_some() => self.reclaim_idle().await?,
+                () = sleep(&shared, idle), if wait.is_none() && idle.is_some() => self.begin_scrub(Effort::Due).await?,
             }
             if let Some(error) = shared.core.lock().stopped() {
                 return Err(error.clone());
@@ -171,6 +172,10 @@ impl Pump {
             }
             Some(Command::Snapshot { id, change, done }) => {
                 self.edits.push((id, change, done));
+                false
+            }
+            Some(Command::Scrub { effort, done }) => {
+                self.scrubs.ask(effort, done);
                 false
             }
             Some(Command::Close) | None => true,
@@ -207,10 +212,9 @@ impl Pump {
         self.tail.iter().map(|s| s.index.entries.len()).sum()
     }
 
-    /// A name for a TLog or list page of this epoch, never given out before.
-    pub fn object_number(&mut self) -> (Epoch, u64) {
-        self.next_object += 1;
-        (self.shared.epoch, self.next_object)
+    /// Whether there are SCOs under way.
+    pub fn is_uploading(&self) -> bool {
+        !self.uploads.is_empty()
     }
 
     async fn seal(&mut self, slot: OwnedSemaphorePermit) -> Result<()> {
@@ -271,7 +275,7 @@ impl Pump {
             resized |= r;
             let marker = sco.marker.clone().map(|about| (about, sco.lsn_hi));
             // The index first, then the overlay gives way: a reader finds the data in one of them.
-            shared.index.add_sco(sco.id, sco.len);
+            shared.index.add_sco(sco.id, sco.len, sco.lsn_hi);
             if !mutant::is_on("index-not-fed") {
                 shared.index.apply(&sco.changes())?;
             }
@@ -328,7 +332,7 @@ impl Pump {
                 tracing::info!(volume = %self.shared.id, snapshot = name, ?change, "changing a snapshot");
                 self.snapshots.change(id, &change);
                 // What only it read may go now.
-                self.pinned.clear();
+                self.scrubs.snapshots_changed();
             }
             let gone = || Error::not_found(format!("there is no snapshot {id:032x}"));
             answers.push((done, found.map(drop).ok_or_else(gone)));
@@ -345,8 +349,8 @@ impl Pump {
     pub async fn roll(&mut self) -> Result<()> {
         let Some(tlog) = tlogs::merge(&self.tail) else { return Ok(()) };
         let shared = self.shared.clone();
-        let (epoch, number) = self.object_number();
-        let (object, named) = tlogs::encode(shared.id, ScoId { epoch, number }, self.writer, &tlog)?;
+        let name = ScoId { epoch: shared.epoch, number: shared.object_number() };
+        let (object, named) = tlogs::encode(shared.id, name, self.writer, &tlog)?;
         shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
         shared.metrics.tlogs.inc();
         let lsn = named.lsn_hi;
@@ -376,17 +380,9 @@ impl Pump {
         let mut next = self.chain.successor(kind);
         next.size = shared.core.lock().committed_size();
         change(&mut next);
-        let mut number = self.next_object;
-        let epoch = shared.epoch;
-        let pages = self.tlogs.write_into(&mut next, self.writer, || {
-            number += 1;
-            (epoch, number)
-        })?;
-        let snapshots = self.snapshots.write_into(&mut next, self.writer, || {
-            number += 1;
-            (epoch, number)
-        })?;
-        self.next_object = number;
+        let number = || (shared.epoch, shared.object_number());
+        let pages = self.tlogs.write_into(&mut next, self.writer, number)?;
+        let snapshots = self.snapshots.write_into(&mut next, self.writer, number)?;
         for page in pages.iter().chain(&snapshots) {
             shared.persist_put("putting a list page", &page.key, std::slice::from_ref(&page.bytes)).await?;
         }
@@ -410,26 +406,6 @@ impl Pump {
         shared.snapshots.list(self.snapshots.iter().cloned().collect());
         self.collect(&previous).await;
         Ok(())
-    }
-
-    /// When to look whether something can be deleted, once nothing else is to do.
-    fn idle_wait(&self) -> Option<Duration> {
-        if !self.uploads.is_empty() || !(self.reclaim_pays() || self.has_unseen()) {
-            return None;
-        }
-        let since = self.shared.clock.now().saturating_sub(self.reclaimed_at);
-        Some(super::reclaim::PERIOD.saturating_sub(since).max(Duration::from_millis(1)))
-    }
-
-    async fn reclaim_idle(&mut self) -> Result<()> {
-        self.roll().await?;
-        self.reclaim().await
-    }
-
-    async fn reclaim(&mut self) -> Result<()> {
-        self.reclaimed_at = self.shared.clock.now();
-        self.drop_unseen().await?;
-        self.reclaim_dead().await
     }
 }
 

@@ -14,6 +14,7 @@ use crate::view::{Place, View};
 use bytes::Bytes;
 use common::{Error, ErrorKind, Extent, Lsn, Result, VolumeId, mutant};
 use futures::StreamExt;
+use std::sync::atomic::Ordering;
 
 /// Clusters of one fetch: bounds the size of a ranged get.
 const MAX_FETCH: u64 = 1024;
@@ -62,6 +63,7 @@ impl Shared {
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes> {
         let len = u64::from(len);
         self.check_read(offset, len)?;
+        self.busy.store(true, Ordering::Relaxed);
         if len == 0 {
             return Ok(Bytes::new());
         }
@@ -80,8 +82,8 @@ impl Shared {
             // was collected): once more from the newest map before it is an error.
             Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => {
                 tracing::warn!(volume = %self.id, addr, count, %error, "resolving again");
-                if let Some(parent) = &self.parent {
-                    self.refresh(parent).await?;
+                if let Some(below) = self.below() {
+                    self.refresh(&below).await?;
                 }
                 self.try_read(addr, count).await.map_err(not_found_is_lost)
             }
@@ -131,6 +133,7 @@ impl Shared {
     }
 
     async fn try_read(&self, addr: u64, count: u64) -> Result<Bytes> {
+        let below = self.below();
         let runs = self.core.lock().lookup(addr, count);
         if let [Run { source: Source::Memory(data), .. }] = runs.as_slice() {
             return Ok(data.clone());
@@ -148,9 +151,9 @@ impl Shared {
                 Source::Committed => self.resolve(run.addr, run.count, &mut plan)?,
             }
         }
-        if let Some(parent) = &self.parent {
+        if let Some(below) = &below {
             for (addr, count) in std::mem::take(&mut plan.absent) {
-                self.resolve_view(parent, addr, count, &mut plan).await?;
+                self.resolve_view(below, addr, count, &mut plan).await?;
             }
         }
         self.carry_out(plan).await
@@ -288,6 +291,7 @@ impl Shared {
         let first = offset / cluster;
         let count = ((offset + len).div_ceil(cluster) - first).min(MAX_EXTENT_CLUSTERS);
         let mut states = States::default();
+        let lies_below = self.below();
         let runs = self.core.lock().lookup(first, count);
         for run in runs {
             match run.source {
@@ -298,10 +302,10 @@ impl Shared {
                     let mut mapped = Vec::with_capacity(run.count as usize);
                     self.index.lookup(run.addr, run.count, &mut mapped)?;
                     let mut below = Vec::new();
-                    if let Some(parent) = &self.parent
+                    if let Some(view) = &lies_below
                         && mapped.contains(&Mapped::Absent)
                     {
-                        below = self.places(parent, run.addr, run.count).await?;
+                        below = self.places(view, run.addr, run.count).await?;
                     }
                     for (i, m) in mapped.into_iter().enumerate() {
                         match m {

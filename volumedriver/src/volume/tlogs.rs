@@ -1,7 +1,7 @@
 //! The TLogs that the newest Manifest names, and the making of one from the tail.
 
 use crate::extent_map::ExtentMap;
-use crate::format::envelope::{Envelope, ObjectKind, ObjectRef};
+use crate::format::envelope::{Envelope, ObjectKind};
 use crate::format::manifest::{Manifest, PageRef, TLogRef};
 use crate::format::sco::{ScoId, ScoIndex};
 use crate::format::snapshot::Description;
@@ -10,7 +10,9 @@ use crate::format::{keys, list};
 use crate::index::Change;
 use crate::log::Kind;
 use bytes::Bytes;
-use common::{Epoch, Lsn, ObjectStore, Result, VolumeId};
+use crate::lsns::Lsns;
+use common::{Epoch, Lsn, ObjectStore, Result, VolumeId, mutant};
+use std::collections::BTreeSet;
 
 /// A committed SCO of the tail: its place in the log and what it holds.
 #[derive(Debug)]
@@ -106,36 +108,6 @@ pub(crate) fn merge(tail: &[TailSco]) -> Option<TLog> {
     Some(tlog)
 }
 
-/// The TLog without the SCOs that `is_dead`: every entry of theirs is shadowed by later ones.
-pub(crate) fn without(tlog: &TLog, is_dead: impl Fn(ScoId) -> bool) -> TLog {
-    let mut renumbered = Vec::with_capacity(tlog.dict.len());
-    let mut dict = Vec::new();
-    for d in &tlog.dict {
-        renumbered.push(if is_dead(d.id) { NO_DICT } else { dict.len() as u32 });
-        if !is_dead(d.id) {
-            dict.push(DictEntry { live_upper_bound: 0, ..*d });
-        }
-    }
-    let TLog { lsn_lo, lsn_hi, addr_lo, addr_hi, .. } = *tlog;
-    let mut out = TLog { lsn_lo, lsn_hi, addr_lo, addr_hi, dict, entries: Vec::new(), crcs: Vec::new() };
-    let mut at = 0;
-    for e in &tlog.entries {
-        let mut entry = *e;
-        if e.kind == Kind::Data {
-            let crcs = &tlog.crcs[at..at + e.count as usize];
-            at += e.count as usize;
-            entry.dict = renumbered[e.dict as usize];
-            if entry.dict == NO_DICT {
-                continue;
-            }
-            out.dict[entry.dict as usize].live_upper_bound += e.count as u32;
-            out.crcs.extend_from_slice(crcs);
-        }
-        out.entries.push(entry);
-    }
-    out
-}
-
 /// An encoded object that waits for its put.
 #[derive(Debug)]
 pub(crate) struct NewObject {
@@ -210,41 +182,26 @@ impl TLogSet {
         self.inline.push(tlog);
     }
 
-    /// Takes the TLogs away for which `f` says so; they are returned.
-    pub fn take_if(&mut self, mut f: impl FnMut(&TLogRef) -> bool) -> Vec<TLogRef> {
-        let gone: Vec<TLogRef> = self.iter().filter(|t| f(t)).copied().collect();
-        if let Some(at) = self.pages.iter().position(|(_, refs)| refs.iter().any(|t| gone.contains(t))) {
+    /// Puts `new` where `old` were, of the same LSNs; whether all of `old` were there. Pages that held them become stale.
+    pub fn swap(&mut self, old: &[TLogRef], new: &[TLogRef]) -> bool {
+        let names: BTreeSet<ScoId> = old.iter().map(|t| t.obj.id()).collect();
+        if self.iter().filter(|t| names.contains(&t.obj.id())).count() != names.len() {
+            return false;
+        }
+        let is_old = |t: &TLogRef| names.contains(&t.obj.id());
+        if let Some(at) = self.pages.iter().position(|(_, refs)| refs.iter().any(is_old)) {
             self.unpage(at);
         }
-        self.inline.retain(|t| !gone.contains(t));
-        gone
+        self.inline.retain(|t| !is_old(t));
+        self.inline.extend(new);
+        self.inline.sort_by_key(|t| (t.lsn_lo, t.addr_lo));
+        true
     }
 
     /// This page and all younger ones go back into the Manifest; what is too much is paged again.
     fn unpage(&mut self, at: usize) {
         let back: Vec<TLogRef> = self.pages.drain(at..).flat_map(|(_, refs)| refs).collect();
         self.inline.splice(0..0, back);
-    }
-
-    /// Puts `new` (or nothing) where `old` was; a page that held it becomes stale and its object
-    /// is returned by [`TLogSet::write_into`].
-    pub fn replace(&mut self, old: &ObjectRef, new: &TLogRef) {
-        let swap = |refs: &mut Vec<TLogRef>| match refs.iter_mut().find(|r| r.obj == *old) {
-            Some(slot) => {
-                *slot = *new;
-                true
-            }
-            None => false,
-        };
-        if swap(&mut self.inline) {
-            return;
-        }
-        for at in 0..self.pages.len() {
-            if swap(&mut self.pages[at].1) {
-                self.unpage(at);
-                return;
-            }
-        }
     }
 
     /// Writes the set into a Manifest, paging out what is too much for it; the pages to put first.
@@ -273,4 +230,72 @@ impl TLogSet {
             self.pages.push((page, refs));
         }
     }
+}
+
+/// TLogs of the same LSNs, each of a part of the addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub lsns: (Lsn, Lsn),
+    /// By ascending address.
+    pub parts: Vec<TLogRef>,
+}
+
+impl Run {
+    /// Bytes of its TLogs.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|t| t.obj.len).sum()
+    }
+}
+
+/// Who sees a TLog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Nobody,
+    /// The head and nobody else: what a younger TLog of the head says hides it from everybody.
+    HeadAlone,
+    Snapshots,
+}
+
+/// Adjacent runs that the same views see: they may become one.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    /// The oldest first.
+    pub runs: Vec<Run>,
+    pub seen: Seen,
+}
+
+/// All TLogs, the oldest first. Of the views, the first is the head.
+pub(crate) fn groups(set: &TLogSet, views: &[Lsns]) -> Vec<Group> {
+    let mut runs: Vec<Run> = Vec::new();
+    for t in set.iter() {
+        match runs.last_mut() {
+            Some(run) if run.lsns == (t.lsn_lo, t.lsn_hi) => run.parts.push(*t),
+            _ => runs.push(Run { lsns: (t.lsn_lo, t.lsn_hi), parts: vec![*t] }),
+        }
+    }
+    let seen_by =
+        |(lo, hi): (Lsn, Lsn)| -> Vec<bool> { views.iter().map(|view| view.hold(lo, hi)).collect() };
+    let mut groups: Vec<Group> = Vec::new();
+    let mut before: Vec<bool> = Vec::new();
+    for run in runs {
+        let by = seen_by(run.lsns);
+        if let Some(group) = groups.last_mut()
+            && let Some(first) = group.runs.first()
+            && (by == before || mutant::is_on("merge-across-a-snapshot"))
+            // Not across what a rollback left behind, either.
+            && (seen_by((first.lsns.0, run.lsns.1)) == by || mutant::is_on("merge-across-a-snapshot"))
+        {
+            group.runs.push(run);
+            continue;
+        }
+        let seen = match by.split_first() {
+            Some((false, _)) if mutant::is_on("tlogs-of-snapshots-dropped") => Seen::Nobody,
+            Some((_, snapshots)) if snapshots.contains(&true) => Seen::Snapshots,
+            Some((true, _)) => Seen::HeadAlone,
+            _ => Seen::Nobody,
+        };
+        groups.push(Group { runs: vec![run], seen });
+        before = by;
+    }
+    groups
 }

@@ -23,6 +23,7 @@ const RANGES: u16 = 5;
 const PAGES: u16 = 6;
 const TLOGS: u16 = 7;
 const SNAPSHOTS: u16 = 8;
+const RELOCATIONS: u16 = 9;
 
 const CORE_LEN: usize = 72;
 const PARENT_LEN: usize = 40;
@@ -36,8 +37,13 @@ fn crc(tag: u16, flags: u16, content: &[u8]) -> u32 {
     crc32c_parts(&[&w.buf, content])
 }
 
+/// What a reader must do that does not know the section.
+fn flags(tag: u16) -> u16 {
+    if tag == RELOCATIONS { 0 } else { INCOMPAT }
+}
+
 fn section(w: &mut Writer, tag: u16, content: &[u8]) {
-    w.u16(tag).u16(INCOMPAT).u32(content.len() as u32).u32(crc(tag, INCOMPAT, content)).u32(0);
+    w.u16(tag).u16(flags(tag)).u32(content.len() as u32).u32(crc(tag, flags(tag), content)).u32(0);
     w.bytes(content);
 }
 
@@ -50,7 +56,8 @@ pub(super) fn len(m: &Manifest) -> usize {
         + m.tlogs.len() * TLogRef::LEN
         + m.snapshots.len() * SnapshotPageRef::LEN;
     let parent = if m.parent.is_some() { HEAD + PARENT_LEN } else { 0 };
-    7 * HEAD + CORE_LEN + m.name.len() + parent + lists
+    let relocations = if m.relocations > 0 { HEAD + 8 } else { 0 };
+    7 * HEAD + CORE_LEN + m.name.len() + parent + lists + relocations
 }
 
 /// All sections, by ascending tag.
@@ -78,6 +85,11 @@ pub(super) fn write(m: &Manifest) -> Vec<u8> {
     });
     list(&mut out, TLOGS, &m.tlogs, |w, t| t.write(w));
     list(&mut out, SNAPSHOTS, &m.snapshots, |w, p| p.write(w));
+    if m.relocations > 0 {
+        let mut w = Writer::default();
+        w.u64(m.relocations);
+        section(&mut out, RELOCATIONS, &w.buf);
+    }
     out.buf
 }
 
@@ -126,16 +138,17 @@ pub(super) fn read(envelope: &Envelope, bytes: &[u8]) -> Result<Manifest> {
         pages: Vec::new(),
         tlogs: Vec::new(),
         snapshots: Vec::new(),
+        relocations: 0,
     };
-    let mut seen = [false; SNAPSHOTS as usize + 1];
+    let mut seen = [false; RELOCATIONS as usize + 1];
     let mut last = 0;
     let mut all = Reader::new(envelope, bytes);
     while all.left() > 0 {
-        let (tag, flags) = (all.u16()?, all.u16()?);
+        let (tag, set) = (all.u16()?, all.u16()?);
         let (len, stored) = (all.u32()? as usize, all.u32()?);
         all.zeroes(4)?;
         let content = all.take(len)?;
-        let computed = crc(tag, flags, content);
+        let computed = crc(tag, set, content);
         if computed != stored {
             return Err(crc_error(envelope, &format!("section {tag}"), computed, stored));
         }
@@ -143,16 +156,16 @@ pub(super) fn read(envelope: &Envelope, bytes: &[u8]) -> Result<Manifest> {
             return Err(Error::corrupt(format!("{envelope}: section {tag} is out of order")));
         }
         last = tag;
-        if !(CORE..=SNAPSHOTS).contains(&tag) {
-            if flags & INCOMPAT == 0 {
+        if !(CORE..=RELOCATIONS).contains(&tag) {
+            if set & INCOMPAT == 0 {
                 continue;
             }
             return Err(unsupported(format!(
                 "{envelope}: needs section {tag} that this program does not know"
             )));
         }
-        if flags != INCOMPAT {
-            return Err(unsupported(format!("{envelope}: section {tag} has unknown flags {flags:#x}")));
+        if set != flags(tag) {
+            return Err(unsupported(format!("{envelope}: section {tag} has unknown flags {set:#x}")));
         }
         seen[tag as usize] = true;
         read_section(&mut m, envelope, tag, content)?;
@@ -217,10 +230,17 @@ fn read_section(m: &mut Manifest, envelope: &Envelope, tag: u16, content: &[u8])
             m.tlogs = read_list(r, ("TLogs", TLogRef::LEN, MAX_LEN), TLogRef::read)?;
             Ok(())
         }
-        _ => {
+        SNAPSHOTS => {
             let pages = ("pages of snapshots", SnapshotPageRef::LEN, MAX_LEN);
             m.snapshots = read_list(r, pages, SnapshotPageRef::read)?;
             Ok(())
+        }
+        _ => {
+            m.relocations = r.u64()?;
+            if m.relocations == 0 {
+                return Err(Error::corrupt(format!("{envelope}: section {tag} counts no relocations")));
+            }
+            r.end()
         }
     }
 }

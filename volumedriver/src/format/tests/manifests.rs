@@ -38,6 +38,7 @@ pub(crate) fn example() -> Manifest {
         pages: vec![PageRef { obj: page, count: 2, lsn_lo: Lsn(1), lsn_hi: Lsn(9) }],
         tlogs: vec![tlog_ref(2, (10, 80), (0, u64::MAX)), tlog_ref(3, (81, 100), (0, u64::MAX))],
         snapshots: snapshot_pages(2),
+        relocations: 3,
     }
 }
 
@@ -96,6 +97,7 @@ proptest! {
             }).collect(),
             tlogs: tlogs(counts.1),
             snapshots: snapshot_pages(pages),
+            relocations: counts.0,
         };
         let bytes = m.encode().unwrap();
         prop_assert_eq!(bytes.len(), m.encoded_len());

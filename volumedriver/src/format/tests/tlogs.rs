@@ -1,6 +1,7 @@
 //! TLogs.
 
 use super::*;
+use crate::format::sco::FIRST_RELOC;
 use crate::format::tlog::NO_DICT;
 use crate::log::Kind;
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 fn build(entries: &[(u64, u64, Kind, u64, u32, u32)]) -> TLog {
     let dict = (1..=3).map(|n| DictEntry {
         kind: if n == 3 { ObjectKind::RelocSco } else { ObjectKind::LogSco },
-        id: ScoId { epoch: Epoch(1), number: n },
+        id: ScoId { epoch: Epoch(1), number: if n == 3 { FIRST_RELOC + n } else { n } },
         len: n * 10_000,
         live_upper_bound: 500 - n as u32,
     });

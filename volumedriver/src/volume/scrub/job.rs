@@ -1,0 +1,401 @@
+//! Carrying a scrub out: reads TLogs, copies the live clusters of victims, puts new TLogs. It changes nothing
+//! that is there; what it made counts when the pump has put a Manifest that names it.
+
+use super::{COPY, Effort, Limits, Space, rewrite_from, space, uses, victims};
+use crate::format::envelope::{BLOCK, Envelope, ObjectKind};
+use crate::format::keys;
+use crate::format::manifest::TLogRef;
+use crate::format::sco::{self, FIRST_RELOC, MapEntry, ScoHeader, ScoId, ScoIndex, cluster_offset};
+use crate::format::tlog::TLog;
+use crate::index::{Location, Move};
+use crate::log::Kind;
+use crate::view::Tree;
+use crate::volume::Shared;
+use crate::volume::merge::{Builder, Merge, Piece, source};
+use crate::volume::tlogs::{self, Group, Run, Seen};
+use bytes::Bytes;
+use common::{Error, ErrorKind, Lsn, Result, mutant};
+use foldhash::fast::FixedState;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// What a job is to do.
+#[derive(Debug)]
+pub(in crate::volume) struct Plan {
+    pub groups: Vec<Group>,
+    pub effort: Effort,
+    /// SCOs with damage: copying would launder it.
+    pub damaged: BTreeSet<ScoId>,
+    /// The end of the log.
+    pub tip: Lsn,
+}
+
+/// What a job made, for the pump to take over.
+#[derive(Debug, Default)]
+pub(in crate::volume) struct Outcome {
+    pub removed: Vec<TLogRef>,
+    pub added: Vec<TLogRef>,
+    /// Relocation SCOs: bytes, and when their clusters were written, on average.
+    pub relocated: Vec<(ScoId, u64, Lsn)>,
+    pub moves: Vec<Move>,
+    /// SCOs that nothing will name any more.
+    pub gone: Vec<ScoId>,
+    /// What the TLogs took before.
+    pub space: Space,
+    /// Bytes of clusters that were copied.
+    pub copied: u64,
+}
+
+/// Why a job did not end, and the SCO that is to blame.
+#[derive(Debug)]
+pub(in crate::volume) struct Failed {
+    pub sco: Option<ScoId>,
+    pub error: Error,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Failed {
+        Failed { sco: None, error }
+    }
+}
+
+/// Where a cluster was, and where it is now.
+type Moved = HashMap<(ScoId, u32), (ScoId, u32), FixedState>;
+
+/// A cluster that is to be copied.
+#[derive(Clone, Copy)]
+struct Live {
+    addr: u64,
+    lsn: Lsn,
+    slot: u32,
+    crc: u32,
+}
+
+/// Carries out a plan.
+pub(in crate::volume) async fn run(
+    shared: Arc<Shared>,
+    writer: u128,
+    plan: Plan,
+) -> Result<Outcome, Failed> {
+    let job = Job { shared: &shared, writer, plan: &plan };
+    job.run().await
+}
+
+struct Job<'a> {
+    shared: &'a Shared,
+    writer: u128,
+    plan: &'a Plan,
+}
+
+/// A part of a group that becomes one run.
+struct Rewrite<'a> {
+    runs: &'a [Run],
+    /// Nothing lies below: what is discarded need not be remembered.
+    bottom: bool,
+}
+
+impl Job<'_> {
+    async fn run(&self) -> Result<Outcome, Failed> {
+        let shared = self.shared;
+        let source = source(shared);
+        let mut groups: Vec<(Group, Vec<Vec<Arc<Tree>>>)> = Vec::new();
+        for group in &self.plan.groups {
+            let mut runs = Vec::with_capacity(group.runs.len());
+            for run in &group.runs {
+                let mut trees = Vec::with_capacity(run.parts.len());
+                for named in &run.parts {
+                    trees.push(shared.persist("reading a TLog", || source.tree(named)).await?);
+                }
+                runs.push(trees);
+            }
+            groups.push((group.clone(), runs));
+        }
+        let uses = uses(&groups);
+        let seen = |used: &super::Use| used.groups.iter().any(|g| groups[*g].0.seen != Seen::Nobody);
+        let mut outcome = Outcome { space: space(&uses, &shared.index), ..Outcome::default() };
+        let victims = match self.plan.effort {
+            Effort::Merge => BTreeSet::new(),
+            effort => {
+                let limits = Limits {
+                    effort,
+                    cluster: u64::from(shared.cluster),
+                    sco_size: u64::from(shared.sco_size),
+                    target: shared.settings.scrub_percent,
+                    worth: super::super::reclaim::WORTH,
+                    tip: self.plan.tip,
+                };
+                let kept =
+                    |id: ScoId, used: &super::Use| self.plan.damaged.contains(&id) || !seen(used);
+                victims(&uses, &shared.index, &limits, kept)
+            }
+        };
+
+        let mut rewrites: Vec<Rewrite<'_>> = Vec::new();
+        let mut names: BTreeSet<ScoId> = BTreeSet::new();
+        for (group, trees) in &groups {
+            if group.seen == Seen::Nobody {
+                outcome.removed.extend(group.runs.iter().flat_map(|run| &run.parts));
+                continue;
+            }
+            let from = rewrite_from(group, trees, &victims, self.plan.effort);
+            let kept = &trees[..from.unwrap_or(trees.len())];
+            names.extend(kept.iter().flatten().flat_map(|tree| &tree.index.dict).map(|d| d.id));
+            let Some(from) = from else { continue };
+            let runs = &group.runs[from..];
+            let first = runs.first().map(|run| run.lsns.0);
+            let bottom = first == Some(Lsn(1)) && shared.parent.is_none();
+            let bottom = bottom || mutant::is_on("merge-drops-tombstones");
+            rewrites.push(Rewrite { runs, bottom });
+        }
+
+        let live = self.live(&rewrites, &victims).await?;
+        let mut moved = Moved::with_hasher(FixedState::default());
+        self.relocate(live, &uses, &mut moved, &mut outcome).await?;
+        let len = |id: ScoId| {
+            let of_new = || outcome.relocated.iter().find(|r| r.0 == id).map(|r| r.1);
+            uses.get(&id).map(|used| used.len).or_else(of_new).unwrap_or(0)
+        };
+        let (mut removed, mut added): (Vec<TLogRef>, Vec<TLogRef>) = (Vec::new(), Vec::new());
+        for rewrite in &rewrites {
+            let new = self.rewrite(rewrite, &victims, &moved, &len, &mut names).await?;
+            removed.extend(rewrite.runs.iter().flat_map(|run| &run.parts));
+            added.extend(new);
+        }
+        outcome.removed.extend(removed);
+        outcome.added = added;
+        outcome.gone = uses.keys().filter(|id| !names.contains(id)).copied().collect();
+        Ok(outcome)
+    }
+
+    /// The clusters of the victims that somebody reads, by victim.
+    async fn live(
+        &self,
+        rewrites: &[Rewrite<'_>],
+        victims: &BTreeSet<ScoId>,
+    ) -> Result<BTreeMap<ScoId, Vec<Live>>> {
+        let mut live: BTreeMap<ScoId, Vec<Live>> = BTreeMap::new();
+        if victims.is_empty() {
+            return Ok(live);
+        }
+        for rewrite in rewrites {
+            let mut merge = Merge::new(self.shared, rewrite.runs, 0);
+            while let Some(piece) = merge.next().await? {
+                let Some((sco, slot, crcs)) = piece.at.filter(|(sco, ..)| victims.contains(sco)) else {
+                    continue;
+                };
+                if mutant::is_on("live-cluster-not-copied") && piece.addr % 2 == 1 {
+                    continue;
+                }
+                let clusters = (piece.addr..).zip(slot..).zip(crcs);
+                let found = clusters.map(|((addr, slot), &crc)| Live { addr, lsn: piece.lsn, slot, crc });
+                live.entry(sco).or_default().extend(found);
+            }
+        }
+        Ok(live)
+    }
+
+    /// Copies live clusters to relocation SCOs, those of old victims apart from those of young ones.
+    async fn relocate(
+        &self,
+        live: BTreeMap<ScoId, Vec<Live>>,
+        uses: &BTreeMap<ScoId, super::Use>,
+        moved: &mut Moved,
+        outcome: &mut Outcome,
+    ) -> Result<(), Failed> {
+        let shared = self.shared;
+        let mut victims: Vec<(ScoId, Vec<Live>)> = live.into_iter().collect();
+        victims.sort_by_key(|(id, _)| (shared.index.written(*id), *id));
+        let full = (shared.sco_size / shared.cluster) as usize;
+        // One address may be live twice, for the head and for a snapshot; a SCO has each once.
+        let mut batch: BTreeMap<u64, (ScoId, Live, Bytes)> = BTreeMap::new();
+        for (id, mut clusters) in victims {
+            let begin = shared.clock.now();
+            clusters.sort_by_key(|c| (c.slot, c.addr));
+            let len = uses.get(&id).map_or(0, |used| used.len);
+            let content = self.read(id, len, &clusters).await?;
+            for (c, data) in clusters.into_iter().zip(content) {
+                if batch.len() >= full || batch.contains_key(&c.addr) {
+                    self.put(std::mem::take(&mut batch), moved, outcome).await?;
+                }
+                batch.insert(c.addr, (id, c, data));
+            }
+            self.pace(begin).await;
+        }
+        if !batch.is_empty() {
+            self.put(batch, moved, outcome).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads clusters of a victim, in the order of their slots, and verifies each.
+    async fn read(&self, id: ScoId, len: u64, clusters: &[Live]) -> Result<Vec<Bytes>, Failed> {
+        let shared = self.shared;
+        let key = keys::sco_key(shared.id, id);
+        let size = u64::from(shared.cluster);
+        let of_victim = |error: Error| {
+            let broken = matches!(error.kind, ErrorKind::Corrupt | ErrorKind::NotFound);
+            Failed { sco: broken.then_some(id), error: error.context(format!("scrubbing '{key}'")) }
+        };
+        let read = async |first: u32, last: u32| {
+            let (from, to) = (cluster_offset(first, shared.cluster), cluster_offset(last, shared.cluster) + size);
+            shared.persist("reading a SCO to scrub it", || async {
+                let data = shared.store.get_range(&key, from..to).await?;
+                let wanted = clusters.iter().filter(|c| (first..=last).contains(&c.slot));
+                for c in wanted {
+                    let at = (c.slot - first) as usize * size as usize;
+                    let cluster = data.get(at..at + size as usize).unwrap_or_default();
+                    if mutant::is_on("scrub-launders") {
+                        continue;
+                    }
+                    shared.verify(shared.id, c.addr, cluster, &[c.crc], || format!("object '{key}'"))?;
+                }
+                Ok(data)
+            })
+            .await
+        };
+        let mut out = Vec::with_capacity(clusters.len());
+        // All at once where most of it is wanted, else run by run.
+        let whole = clusters.len() as u64 * size * 4 >= len.saturating_sub(BLOCK as u64);
+        let mut rest = clusters;
+        while let Some(first) = rest.first().map(|c| c.slot) {
+            let n = match whole {
+                true => rest.len(),
+                false => 1 + rest.windows(2).take_while(|w| w[1].slot <= w[0].slot + 1).count(),
+            };
+            let (run, later) = rest.split_at(n);
+            rest = later;
+            let data = read(first, run[n - 1].slot).await.map_err(of_victim)?;
+            out.extend(run.iter().map(|c| {
+                let at = (c.slot - first) as usize * size as usize;
+                data.slice(at..at + size as usize)
+            }));
+        }
+        Ok(out)
+    }
+
+    /// Puts a relocation SCO.
+    async fn put(
+        &self,
+        batch: BTreeMap<u64, (ScoId, Live, Bytes)>,
+        moved: &mut Moved,
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let shared = self.shared;
+        let begin = shared.clock.now();
+        let number = shared.next_reloc.fetch_add(1, Ordering::Relaxed);
+        let id = ScoId { epoch: shared.epoch, number: FIRST_RELOC + number };
+        let mut index = ScoIndex::default();
+        let mut clusters = Vec::with_capacity(batch.len());
+        let (mut lo, mut hi, mut sum) = (Lsn(u64::MAX), Lsn(0), 0u128);
+        for ((addr, (old, c, data)), slot) in batch.into_iter().zip(0u32..) {
+            (lo, hi, sum) = (lo.min(c.lsn), hi.max(c.lsn), sum + u128::from(c.lsn.0));
+            match index.entries.last_mut() {
+                Some(last) if last.addr + last.count == addr && last.lsn == c.lsn => last.count += 1,
+                _ => {
+                    index.entries.push(MapEntry { addr, count: 1, lsn: c.lsn, kind: Kind::Data, slot });
+                }
+            }
+            index.crcs.push(c.crc);
+            clusters.push(data);
+            moved.insert((old, c.slot), (id, slot));
+            let (from, to) = (Location::new(old, c.slot, c.crc)?, Location::new(id, slot, c.crc)?);
+            outcome.moves.push(Move { addr, from, to });
+        }
+        let written = Lsn((sum / index.crcs.len().max(1) as u128) as u64);
+        let envelope = Envelope {
+            kind: ObjectKind::RelocSco,
+            volume: shared.id,
+            epoch: id.epoch,
+            number: id.number,
+            writer: self.writer,
+            compat: 0,
+        };
+        let header = ScoHeader {
+            lsn_lo: lo,
+            lsn_hi: hi,
+            committed_sco: 0,
+            cluster_log2: shared.cluster.trailing_zeros() as u8,
+            codec: 0,
+        };
+        outcome.copied += index.crcs.len() as u64 * u64::from(shared.cluster);
+        let parts = sco::encode(&envelope, &header, &index, clusters)?;
+        let len = parts.iter().map(|part| part.len() as u64).sum();
+        shared.persist_put("putting a relocation SCO", &keys::sco_key(shared.id, id), &parts).await?;
+        shared.metrics.relocated_bytes.inc_by(len);
+        outcome.relocated.push((id, len, written));
+        self.pace(begin).await;
+        Ok(())
+    }
+
+    /// Puts the TLogs that replace `rewrite`, and notes the SCOs that they name.
+    async fn rewrite(
+        &self,
+        rewrite: &Rewrite<'_>,
+        victims: &BTreeSet<ScoId>,
+        moved: &Moved,
+        len: &impl Fn(ScoId) -> u64,
+        names: &mut BTreeSet<ScoId>,
+    ) -> Result<Vec<TLogRef>> {
+        let (Some(first), Some(last)) = (rewrite.runs.first(), rewrite.runs.last()) else {
+            return Ok(Vec::new());
+        };
+        let mut builder = Builder::new((first.lsns.0, last.lsns.1));
+        let mut added = Vec::new();
+        let mut merge = Merge::new(self.shared, rewrite.runs, 0);
+        while let Some(piece) = merge.next().await? {
+            if piece.kind == Kind::Discard && rewrite.bottom {
+                continue;
+            }
+            let mut full = Vec::new();
+            match piece.at {
+                Some((sco, slot, crcs)) if victims.contains(&sco) => {
+                    for (i, crc) in (0u32..).zip(crcs) {
+                        let Some(&(sco, slot)) = moved.get(&(sco, slot + i)) else {
+                            if mutant::is_on("live-cluster-not-copied") {
+                                continue;
+                            }
+                            return Err(Error::internal(format!("slot {} of SCO {sco} was not copied", slot + i)));
+                        };
+                        let at = Some((sco, slot, std::slice::from_ref(crc)));
+                        let one = Piece { addr: piece.addr + u64::from(i), count: 1, at, ..piece };
+                        full.extend(builder.add(one, len));
+                    }
+                }
+                _ => full.extend(builder.add(piece, len)),
+            }
+            for tlog in full {
+                added.push(self.put_tlog(tlog, names).await?);
+            }
+        }
+        added.push(self.put_tlog(builder.finish(), names).await?);
+        Ok(added)
+    }
+
+    async fn put_tlog(&self, tlog: TLog, names: &mut BTreeSet<ScoId>) -> Result<TLogRef> {
+        let shared = self.shared;
+        let begin = shared.clock.now();
+        let name = ScoId { epoch: shared.epoch, number: shared.object_number() };
+        let (object, named) = tlogs::encode(shared.id, name, self.writer, &tlog)?;
+        names.extend(tlog.dict.iter().map(|d| d.id));
+        drop(tlog);
+        shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
+        shared.metrics.tlogs.inc();
+        self.pace(begin).await;
+        Ok(named)
+    }
+
+    /// Clients come first: as long as the last step took, which is the longer the more they do, the store
+    /// is theirs. Not when nobody is there, nor when garbage grows faster than it goes.
+    async fn pace(&self, begin: Duration) {
+        let shared = self.shared;
+        let took = shared.clock.now().saturating_sub(begin);
+        let busy = shared.busy.swap(false, Ordering::Relaxed);
+        if busy && !took.is_zero() && self.plan.effort == Effort::Due {
+            shared.clock.sleep(took.min(Duration::from_secs(1))).await;
+        }
+    }
+}
+
+const _: () = assert!(COPY >= 128 << 20, "one SCO of the largest size can be copied");
