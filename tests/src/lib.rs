@@ -11,6 +11,8 @@
 //! - [`router`], [`reference`], [`s3`], [`gate`]: processes and servers under test, and beside them;
 //! - [`setup`]: a router with one vPool and one vDisk on a chosen backend;
 //! - [`mount`]: an ext4 file system on an export, without a kernel NBD driver;
+//! - [`census`]: what lies in a `directory` store, and which of it is needed;
+//! - [`scatter`], [`image`]: which addresses a benchmark asks for; a large vDisk that no router had to write;
 //! - [`database`]: SQLite and PostgreSQL as clients that remember what was committed;
 //! - [`sim`]: the simulation of the volume driver over the simulated doors;
 //! - [`process`], [`tools`], [`time`], [`tls`]: what the others stand on.
@@ -21,10 +23,12 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod block;
+pub mod census;
 pub mod cgroup;
 pub mod database;
 pub mod faultfs;
 pub mod gate;
+pub mod image;
 pub mod model;
 pub mod mount;
 pub mod nbd;
@@ -32,6 +36,7 @@ pub mod process;
 pub mod reference;
 pub mod router;
 pub mod s3;
+pub mod scatter;
 pub mod setup;
 pub mod sim;
 pub mod time;

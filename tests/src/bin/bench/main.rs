@@ -5,8 +5,14 @@
 
 #![allow(clippy::disallowed_methods)]
 
+mod clones;
+mod figures;
+mod reads;
+mod scrub;
+mod space;
 mod special;
 mod sustained;
+mod tib;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -18,7 +24,7 @@ use tests::router::{Config, Router};
 use tests::time::Stopwatch;
 use tests::tools::{command, cpu_seconds, free_port, need, run, run_within, scratch, source, written_bytes};
 
-#[derive(Parser)]
+#[derive(Parser, Clone)]
 #[command(about = "Benchmarks against nbdkit and qemu-nbd, interleaved in one run")]
 struct Options {
     /// How often each workload is run on each server
@@ -27,18 +33,30 @@ struct Options {
     /// Seconds of each run
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Size of the disk, in MiB
-    #[arg(long, default_value_t = 1024)]
-    size_mib: u64,
+    /// Size of the disk, in MiB: 1024, or what the special one takes
+    #[arg(long)]
+    size_mib: Option<u64>,
     /// Only workloads whose name holds this
     #[arg(long)]
     only: Option<String>,
     /// How the clients connect: unix or tcp
     #[arg(long, default_value = "unix", value_parser = ["unix", "tcp"])]
     transport: String,
-    /// Instead of the workloads: restart, journal, map, stream or full
-    #[arg(long, value_parser = ["restart", "journal", "map", "stream", "full"])]
+    /// Instead of the workloads, one of the measurements that are described in docs/testing.md
+    #[arg(long, value_parser = special::NAMES)]
     special: Option<String>,
+    /// With `--special space`: how many times the size of the disk is written over it
+    #[arg(long, default_value_t = 20.0)]
+    times: f64,
+    /// With `--special space`: take snapshots meanwhile, and delete old ones
+    #[arg(long)]
+    snapshots: bool,
+    /// With `--snapshots`: seconds from one to the next
+    #[arg(long, default_value_t = 60)]
+    snapshot_seconds: u64,
+    /// With `--special clones`: how many there are
+    #[arg(long, default_value_t = 200)]
+    clones: usize,
     /// Only our server, as for a profile
     #[arg(long)]
     alone: bool,
@@ -48,6 +66,18 @@ struct Options {
     /// More settings of our server, as key=value
     #[arg(long = "set")]
     settings: Vec<String>,
+}
+
+impl Options {
+    /// Settings of our server.
+    fn settings(&self) -> Vec<&str> {
+        self.settings.iter().map(String::as_str).collect()
+    }
+
+    /// MiB of the disk of the ordinary workloads.
+    fn disk_mib(&self) -> u64 {
+        self.size_mib.unwrap_or(1024)
+    }
 }
 
 struct Workload {
@@ -117,20 +147,14 @@ fn main() -> Result<()> {
     let options = Options::parse();
     need(&["fio", "nbdkit", "qemu-nbd"])?;
     let folder = scratch("bench")?;
-    match options.special.as_deref() {
-        Some("restart") => return special::restart(folder.path()),
-        Some("journal") => return special::journal_bytes(folder.path()),
-        Some("map") => return special::map_memory(folder.path()),
-        Some("stream") => return sustained::stream(folder.path()),
-        Some(_) => return sustained::full(folder.path()),
-        None => {}
+    if let Some(name) = &options.special {
+        return special::run(name, &options, folder.path());
     }
-    let size = format!("{}MiB", options.size_mib);
-    let settings: Vec<&str> = options.settings.iter().map(String::as_str).collect();
-    let router = if options.peers { None } else { Some(start(folder.path(), &settings, &size)?) };
+    let size = format!("{}MiB", options.disk_mib());
+    let router = if options.peers { None } else { Some(start(folder.path(), &options.settings(), &size)?) };
     let image = |name: &str| -> Result<PathBuf> {
         let path = folder.path().join(name);
-        std::fs::File::create(&path)?.set_len(options.size_mib << 20)?;
+        std::fs::File::create(&path)?.set_len(options.disk_mib() << 20)?;
         Ok(path)
     };
     let (first, second) = (image("nbdkit.img")?, image("qemu.img")?);
@@ -143,9 +167,9 @@ fn main() -> Result<()> {
     };
     let nbdkit =
         |name: &str, arguments: &[&str]| Reference::nbdkit_at(folder.path(), place(name)?, arguments);
-    let memory = nbdkit("memory.sock", &["memory", &format!("{}M", options.size_mib)])?;
+    let memory = nbdkit("memory.sock", &["memory", &format!("{}M", options.disk_mib())])?;
     let file = nbdkit("file.sock", &["file", &first.display().to_string()])?;
-    let null = nbdkit("null.sock", &["null", &format!("{}M", options.size_mib)])?;
+    let null = nbdkit("null.sock", &["null", &format!("{}M", options.disk_mib())])?;
     let qemu = Reference::qemu_nbd_at(folder.path(), place("qemu.sock")?, &second)?;
     let ours = |router: &Router| Server {
         name: "storagerouter",
@@ -172,7 +196,7 @@ fn main() -> Result<()> {
         total / 60 + 1
     );
     for server in &servers {
-        fill(server, options.size_mib).with_context(|| format!("filling {}", server.name))?;
+        fill(server, options.disk_mib()).with_context(|| format!("filling {}", server.name))?;
     }
     let mut samples = vec![vec![Vec::new(); servers.len()]; workloads.len()];
     let mut limits = Limits::default();
@@ -333,7 +357,7 @@ fn measure(workload: &Workload, server: &Server, options: &Options) -> Result<Sa
     fio.arg(format!("--uri={}", server.uri)).arg(format!("--rw={}", workload.pattern));
     fio.arg(format!("--bs={}", workload.block)).arg(format!("--iodepth={}", workload.depth));
     fio.arg(format!("--numjobs={}", workload.jobs)).arg(format!("--runtime={}", options.seconds));
-    let size = if workload.warm_mib > 0 { workload.warm_mib } else { options.size_mib };
+    let size = if workload.warm_mib > 0 { workload.warm_mib } else { options.disk_mib() };
     fio.arg(format!("--size={size}M"));
     if workload.warm_mib > 0 {
         warm(server, size)?;

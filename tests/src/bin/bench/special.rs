@@ -1,18 +1,33 @@
-//! Figures that are no rates: the time of a restart, bytes in the write buffer, memory for the map.
+//! The special benchmarks by name, and the small ones of them: the time of a restart, bytes in the write
+//! buffer, memory for the map.
 
-use super::start;
-use anyhow::{Context, Result, ensure};
+use super::figures::{metric, resident};
+use super::{Options, clones, reads, scrub, space, start, sustained, tib};
+use anyhow::{Result, bail};
 use std::path::Path;
 use tests::router::Router;
 use tests::time::Stopwatch;
 use tests::tools::{command, run_within};
 
-/// The value of a counter or gauge in `/metrics`.
-fn metric(router: &Router, name: &str) -> Result<f64> {
-    let (_, text) = router.get("/metrics")?;
-    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-    let value = line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok());
-    value.with_context(|| format!("no metric {name}"))
+/// Their names.
+pub const NAMES: [&str; 10] =
+    ["restart", "journal", "map", "stream", "full", "space", "tib", "reads", "clones", "scrub-latency"];
+
+/// Runs the one with this name.
+pub fn run(name: &str, options: &Options, folder: &Path) -> Result<()> {
+    match name {
+        "restart" => restart(folder),
+        "journal" => journal_bytes(folder),
+        "map" => map_memory(folder),
+        "stream" => sustained::stream(folder),
+        "full" => sustained::full(folder),
+        "space" => space::space(options, folder),
+        "tib" => tib::tib(options, folder),
+        "reads" => reads::reads(options, folder),
+        "clones" => clones::clones(options, folder),
+        "scrub-latency" => scrub::latency(options, folder),
+        _ => bail!("no special benchmark '{name}'"),
+    }
 }
 
 /// Writes with fio; the arguments say what.
@@ -25,7 +40,7 @@ fn write(router: &Router, arguments: &[&str]) -> Result<()> {
 
 /// Kills the router with 1 GiB in the write buffer that the backend never took, and measures from its
 /// start to its first answered read.
-pub fn restart(folder: &Path) -> Result<()> {
+fn restart(folder: &Path) -> Result<()> {
     let mut router = start(folder, &["volumedriver.buffer_mib=512"], "4GiB")?;
     // A directory store that is not there takes nothing, and says so.
     let (pool, aside) = (folder.join("pool"), folder.join("aside"));
@@ -50,7 +65,7 @@ pub fn restart(folder: &Path) -> Result<()> {
 }
 
 /// Bytes appended to the write buffer per byte of the client.
-pub fn journal_bytes(folder: &Path) -> Result<()> {
+fn journal_bytes(folder: &Path) -> Result<()> {
     let router = start(folder, &[], "1GiB")?;
     let written = "storagerouter_volumedriver_journal_written_bytes_total";
     for (depth, jobs) in [("1", "1"), ("32", "1"), ("32", "4")] {
@@ -78,7 +93,7 @@ pub fn journal_bytes(folder: &Path) -> Result<()> {
 
 /// Memory that the map of randomly written 4 KiB clusters takes, beyond what the router takes for itself once
 /// it is at work (buffers, the local table's, up to a TLog's worth of entries).
-pub fn map_memory(folder: &Path) -> Result<()> {
+fn map_memory(folder: &Path) -> Result<()> {
     // The map's own pages, and the cache and the buffers of the table that they lie in.
     for (pages, table, gib) in [(256, 96, 4), (32, 16, 15)] {
         let cap = pages + 2 * table;
@@ -133,13 +148,4 @@ fn settled(pid: u32) -> Result<u64> {
         least = least.min(resident(pid)?);
     }
     Ok(least)
-}
-
-/// Resident bytes of a process.
-fn resident(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-    let kib: u64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
-    ensure!(kib > 0, "no resident memory");
-    Ok(kib << 10)
 }

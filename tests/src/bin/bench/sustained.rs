@@ -1,6 +1,7 @@
 //! What goes on for longer than the write buffer lasts: a stream to a disk, and a backend that is slower
 //! than its clients.
 
+use super::figures::{all_cpu, cpus};
 use super::{start, start_on};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
@@ -153,17 +154,4 @@ pub fn full(folder: &Path) -> Result<()> {
         busy * 100.0
     );
     Ok(())
-}
-
-fn cpus() -> f64 {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64
-}
-
-/// Seconds that all processors were not idle.
-fn all_cpu() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().next().context("no line in /proc/stat")?;
-    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
-    // Idle and waiting for disks come fourth and fifth.
-    Ok((ticks.iter().take(8).sum::<f64>() - ticks[3] - ticks[4]) / 100.0)
 }
