@@ -6,9 +6,11 @@
 //! and who finds an object gone asks for a fresh look.
 
 mod cache;
+mod changes;
 mod page;
 
 pub(crate) use cache::MapCache;
+pub(crate) use changes::{Clusters, mark};
 
 use crate::format::manifest::TLogRef;
 use crate::format::{Manifest, Snapshot};
@@ -85,6 +87,11 @@ impl View {
             parent: None,
             depth: 1,
         }
+    }
+
+    /// Identity of the snapshot.
+    pub fn snapshot(&self) -> u128 {
+        self.snapshot
     }
 
     /// Bytes of the volume when the snapshot was taken.

@@ -28,6 +28,8 @@ pub enum Step {
     Snapshot { volume: usize },
     /// Reads one of the snapshots.
     ReadSnapshot { volume: usize, nth: usize },
+    /// Asks where the volume differs from one of the snapshots.
+    Differences { volume: usize, nth: usize },
     /// Deletes one of the snapshots.
     DeleteSnapshot { volume: usize, nth: usize },
 }
@@ -245,7 +247,7 @@ impl Maker {
         let range = self.range();
         let fua = self.chance(12);
         let nth = self.rng.usize(0..1000);
-        match self.rng.u32(0..206) {
+        match self.rng.u32(0..210) {
             0..100 => Step::Write { volume, range, fua },
             100..115 => Step::Zero { volume, range, hole: false, fua },
             115..130 => Step::Zero { volume, range, hole: true, fua },
@@ -257,6 +259,7 @@ impl Maker {
             198..201 => Step::Snapshot { volume },
             201..203 => Step::ReadSnapshot { volume, nth },
             203..205 => Step::DeleteSnapshot { volume, nth },
+            205..209 => Step::Differences { volume, nth },
             _ => Step::Drain { volume },
         }
     }

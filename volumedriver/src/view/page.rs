@@ -81,7 +81,7 @@ impl Source<'_> {
         self.store.get_range(&key, range).await.map_err(self.told(named))
     }
 
-    async fn tree(&self, named: &TLogRef) -> Result<Arc<Tree>> {
+    pub(super) async fn tree(&self, named: &TLogRef) -> Result<Arc<Tree>> {
         let key = Key::Tree { volume: self.volume, tlog: named.obj.id() };
         let make = || async { self.read_tree(named).await.map(|tree| Node::Tree(Arc::new(tree))) };
         match self.cache.get_or_make(key, make).await? {
@@ -115,7 +115,7 @@ impl Source<'_> {
         Ok(Tree { envelope, header, index })
     }
 
-    async fn block(&self, named: &TLogRef, tree: &Arc<Tree>, number: usize) -> Result<Arc<Block>> {
+    pub(super) async fn block(&self, named: &TLogRef, tree: &Arc<Tree>, number: usize) -> Result<Arc<Block>> {
         let key = Key::Block { volume: self.volume, tlog: named.obj.id(), number };
         let make = || async {
             let place = tree.index.blocks[number];
