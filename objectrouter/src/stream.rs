@@ -300,7 +300,8 @@ impl Decoder {
             _ => {}
         }
         let end = offset.checked_add(len).filter(|end| *end <= size);
-        let Some(end) = end.filter(|_| len > 0 && offset % SECTOR == 0 && len % SECTOR == 0) else {
+        let whole = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+        let Some(end) = end.filter(|_| len > 0 && whole) else {
             return Err(self.corrupt(format!("a range of {len} bytes at {offset}, of a vDisk of {size}")));
         };
         if offset < self.reached || (everything && offset != self.reached) {
