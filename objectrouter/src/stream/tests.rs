@@ -85,7 +85,7 @@ fn records_that_are_left_out_doubled_or_beyond_the_end_are_refused() {
         (vec![&first, &rest, &end], "follows one that ends at 0"),
         (vec![&first, &data, &data], "follows one that ends at 4096"),
         (vec![&first, &data, &end], "totals"),
-        (vec![&first, &first], "begin"),
+        (vec![&first, &first], "no record of an export"),
         (vec![&first, &data, &rest], "cut off"),
     ] {
         let error = all(&parts).unwrap_err();
