@@ -1,6 +1,6 @@
 //! The block front end's door: an open virtual disk, and the directory that opens one by name.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -29,6 +29,24 @@ pub struct Extent {
     pub hole: bool,
     /// Reads as zeroes.
     pub zero: bool,
+}
+
+/// A snapshot of a device's disk that it can be compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Baseline {
+    /// Its name.
+    pub name: String,
+    /// Its identity, which no other snapshot of the disk ever has.
+    pub id: u128,
+}
+
+/// A run of a device that may differ from a snapshot, or does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference {
+    /// Length in bytes, never 0.
+    pub len: u64,
+    /// It may differ. What is not `changed` reads as in the snapshot.
+    pub changed: bool,
 }
 
 /// An open virtual disk.
@@ -66,6 +84,19 @@ pub trait BlockDevice: Send + Sync {
 
     /// Brings the range nearer (a read that nobody waits for). May do nothing.
     async fn prefetch(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// The snapshots that [`BlockDevice::differences`] compares with, the oldest first.
+    fn baselines(&self) -> Vec<Baseline> {
+        Vec::new()
+    }
+
+    /// Where the range may differ from the snapshot with this identity, as runs in order that add up to
+    /// `len` or to less (never nothing). What was acknowledged before the call counts. `NotFound`
+    /// once the snapshot is gone.
+    async fn differences(&self, since: u128, offset: u64, len: u64) -> Result<Vec<Difference>> {
+        let _ = (offset, len);
+        Err(Error::not_found(format!("there is no snapshot {since:032x}")))
+    }
 }
 
 /// A line of the export list.

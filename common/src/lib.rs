@@ -31,7 +31,7 @@ pub mod object;
 pub mod sim;
 pub mod table;
 
-pub use block::{BlockDevice, ExportInfo, Exports, Extent, Geometry};
+pub use block::{Baseline, BlockDevice, Difference, ExportInfo, Exports, Extent, Geometry};
 pub use clock::Clock;
 pub use disk::{Disk, DiskFile};
 pub use error::{Error, ErrorKind, Result};

@@ -3,6 +3,7 @@
 //! | room | what |
 //! |---|---|
 //! | `vpools`, `vdisks` | the resources |
+//! | `backup` | vDisks as streams |
 //! | `qos` | limits of a vDisk |
 //! | `system` | health, readiness, metrics, log level, version, the OpenAPI document |
 //! | `auth` | the bearer token |
@@ -10,6 +11,7 @@
 //! | `problem` | errors as RFC 9457 has them |
 
 mod auth;
+mod backup;
 mod extract;
 mod problem;
 mod qos;
@@ -80,6 +82,8 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(snapshots::clone))
         .routes(routes!(snapshots::rollback))
         .routes(routes!(snapshots::template))
+        .routes(routes!(backup::export))
+        .routes(routes!(backup::import))
         .routes(routes!(system::health))
         .routes(routes!(system::log_level, system::set_log_level))
         .routes(routes!(system::version))

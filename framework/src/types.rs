@@ -3,9 +3,11 @@
 //! The server and the command line share these types. Sizes are integers in bytes; identities are
 //! 32 hexadecimal digits; a request with an unknown key is refused.
 
+mod backup;
 mod qos;
 mod snapshots;
 
+pub use backup::{ExportQuery, ImportQuery, Imported};
 pub use qos::Qos;
 pub use snapshots::{
     CloneCreate, CloneOf, GroupSnapshotCreate, MakeTemplate, Rollback, Snapshot, SnapshotCreate,

@@ -1,13 +1,14 @@
 //! Every decoder of this crate as a function of bytes, for fuzzers. A function returns, or it found a fault.
 
-use crate::{registry, sizes};
+use crate::{registry, sizes, stream};
 use common::{Name, VolumeId};
 
 /// A function that a fuzzer calls, by name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: &[Target] = &[("registry", registry::fuzz), ("names", names)];
+pub const TARGETS: &[Target] =
+    &[("registry", registry::fuzz), ("names", names), ("export_stream", stream::fuzz)];
 
 /// Names, identities, and sizes as a request brings them; what is read is written the same.
 fn names(data: &[u8]) {

@@ -9,7 +9,7 @@ mod tests;
 use crate::qos::Lane;
 use crate::vdisk::Vdisk;
 use bytes::Bytes;
-use common::{BlockDevice, Error, ErrorKind, Extent, Geometry, Result};
+use common::{Baseline, BlockDevice, Difference, Error, ErrorKind, Extent, Geometry, Result};
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -174,6 +174,21 @@ impl BlockDevice for Handle {
                 let len = len.min(MOST_PREFETCHED);
                 self.admit(&self.vdisk.limits.reads, len, move || self.device.prefetch(offset, len))
             }
+        }
+    }
+
+    fn baselines(&self) -> Vec<Baseline> {
+        self.device.baselines()
+    }
+
+    fn differences<'s, 'a>(&'s self, since: u128, offset: u64, len: u64) -> Pending<'a, Vec<Difference>>
+    where
+        's: 'a,
+        Self: 'a,
+    {
+        match self.refusal(false) {
+            Some(error) => refuse(error),
+            None => self.device.differences(since, offset, len),
         }
     }
 }

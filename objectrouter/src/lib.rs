@@ -13,6 +13,7 @@
 //! | `handle` | a client's handle: counted, revocable, limited |
 //! | `qos` | limits of requests and bytes per second |
 //! | [`sizes`] | which sizes are valid |
+//! | [`stream`] | the stream of an exported vDisk |
 //! | [`offline`] | what the registry of a stopped router says, for tools |
 //! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
 //! | `tasks` | background work with names and an end |
@@ -31,6 +32,7 @@ mod qos;
 mod registry;
 pub mod router;
 pub mod sizes;
+pub mod stream;
 mod tasks;
 mod vdisk;
 mod vpool;
@@ -39,8 +41,8 @@ pub use config::Settings;
 pub use qos::{Qos, Waited};
 pub use registry::{DtlMode, ParentRecord, SnapshotId};
 pub use router::{
-    Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, HealthItem, HealthLevel, OpenStore, OpenedStore,
-    Router, RouterExports, SnapshotShown, Stores, TakeSnapshot,
+    Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, Export, HealthItem, HealthLevel, Imported,
+    OpenStore, OpenedStore, Router, RouterExports, SnapshotShown, Stores, TakeSnapshot,
 };
 pub use vdisk::{VdiskInfo, VdiskState};
 pub use vpool::{VpoolInfo, VpoolState};

@@ -7,9 +7,11 @@
 //! | `vdisks` | create, resize, drain, delete |
 //! | `qos` | limits of vDisks |
 //! | `snapshots` | snapshots, clones, rollback, templates |
+//! | `backup` | vDisks leave as streams and come back |
 //! | `exports` | clients come in by name |
 //! | `health` | what is not well, and whether everything that can open has opened |
 
+mod backup;
 mod exports;
 mod health;
 mod open;
@@ -20,6 +22,7 @@ mod tests;
 mod vdisks;
 mod vpools;
 
+pub use backup::{Export, Imported};
 pub use exports::RouterExports;
 pub use health::{HealthItem, HealthLevel};
 pub use snapshots::{DescribeSnapshot, SnapshotShown, TakeSnapshot};

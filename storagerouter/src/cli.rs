@@ -1,5 +1,6 @@
 //! The command line: words only, no work.
 
+pub mod backup;
 pub mod qos;
 mod snapshots;
 
@@ -387,6 +388,10 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         wait: u64,
     },
+    /// Write a vDisk, or what changed between two snapshots of it, as a stream
+    Export(backup::Export),
+    /// Make a vDisk of a stream, or bring it up to where the stream ends
+    Import(backup::Import),
     /// Snapshots, clones, rollback, templates.
     #[command(flatten)]
     Snapshots(SnapshotAction),

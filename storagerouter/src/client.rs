@@ -1,5 +1,6 @@
 //! The client commands: one request to the API, one answer on stdout.
 
+mod backup;
 pub mod commands;
 pub mod http;
 mod qos;

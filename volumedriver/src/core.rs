@@ -11,7 +11,7 @@ mod seal;
 
 pub(crate) use seal::SealPlan;
 
-use crate::extent_map::ExtentMap;
+use crate::extent_map::{ExtentMap, Piece};
 use crate::journal::{JournalLoc, Mark, RecoveredEntry};
 use crate::log::{Crcs, Kind, LogEntry};
 use crate::volume::Frontiers;
@@ -443,6 +443,11 @@ impl Core {
             runs.push(Run { addr: next, count: addr + count - next, source: Source::Committed });
         }
         runs
+    }
+
+    /// What was written in the range and is not committed, with the LSN.
+    pub fn unfinished(&self, addr: u64, count: u64) -> impl Iterator<Item = Piece<Lsn>> + '_ {
+        self.overlay.overlapping(addr, count)
     }
 
     fn source(&self, lsn: Lsn, addr: u64, count: u64) -> Source {

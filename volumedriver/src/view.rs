@@ -6,9 +6,11 @@
 //! and who finds an object gone asks for a fresh look.
 
 mod cache;
+mod changes;
 mod page;
 
 pub(crate) use cache::{Block, MapCache, Tree};
+pub(crate) use changes::{Clusters, mark};
 pub(crate) use page::Source;
 
 use crate::format::manifest::TLogRef;
@@ -107,6 +109,11 @@ impl View {
             depth: parent.as_ref().map_or(0, |p| p.depth),
             parent,
         }
+    }
+
+    /// Identity of the snapshot; a head has none.
+    pub fn snapshot(&self) -> Option<u128> {
+        self.snapshot
     }
 
     /// Bytes of the volume when the snapshot was taken.

@@ -12,6 +12,7 @@
 //! | `fill` | the local index anew from the TLogs, in the background |
 //! | `snapshots` | taking them, and the list of them |
 //! | `snapshot_device` | a snapshot as a read-only block device |
+//! | `differences` | where the head or a snapshot differs from another snapshot |
 //! | `chain` | the Manifests |
 //! | `tlogs` | the TLogs that the Manifest names |
 //! | `persist` | puts and gets that do not give up |
@@ -19,6 +20,7 @@
 //! Does not own: the order of the log (`core`), the committed map (`index`), the journal.
 
 pub(crate) mod chain;
+pub(crate) mod differences;
 mod fill;
 mod merge;
 pub(crate) mod open;
@@ -44,8 +46,10 @@ use crate::view::{MAX_DEPTH, MapCache, View, Views};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
-    BlockDevice, Clock, Epoch, Error, ErrorKind, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId, mutant,
+    Baseline, BlockDevice, Clock, Difference, Epoch, Error, ErrorKind, Extent, Geometry, Lsn, ObjectStore,
+    Result, VolumeId, mutant,
 };
+use differences::Changes;
 use parking_lot::{Mutex, RwLock};
 use persist::Trouble;
 use pump::Command;
@@ -164,6 +168,7 @@ pub(crate) struct Shared {
     /// A client asked for something since this was last looked at.
     pub busy: AtomicBool,
     pub snapshots: Snapshots,
+    pub changes: Changes,
     pub metrics: Metrics,
     pub trouble: Trouble,
     /// Bytes of the TLogs that the newest Manifest names.
@@ -285,31 +290,7 @@ impl Volume {
     /// Seals and uploads everything accepted before the call; `Unavailable` when `deadline` passes
     /// first.
     pub async fn drain(&self, deadline: Duration) -> Result<()> {
-        let (done, drained) = oneshot::channel();
-        let target = self.shared.core.lock().accepted().0;
-        self.command(Command::Drain { target, done }, drained, deadline).await
-    }
-
-    async fn command<T>(
-        &self,
-        command: Command,
-        done: oneshot::Receiver<Result<T>>,
-        deadline: Duration,
-    ) -> Result<T> {
-        let answer = async {
-            let closing = || Error::unavailable("the volume is closing");
-            self.commands.send(command).await.map_err(|_| closing())?;
-            done.await.map_err(|_| closing())?
-        };
-        match tokio::time::timeout(deadline, answer).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let reason = self.shared.trouble.get().unwrap_or_else(|| "it takes longer".into());
-                Err(Error::unavailable(format!(
-                    "not everything is on the backend after {deadline:?}: {reason}"
-                )))
-            }
-        }
+        drain(&self.shared, &self.commands, deadline).await
     }
 
     /// Gives back the space of what nobody reads any more, and merges TLogs, as far as `effort` goes. What was
@@ -319,7 +300,7 @@ impl Volume {
         self.drain(deadline).await?;
         let left = (begin + deadline).saturating_sub(self.shared.clock.now());
         let (done, scrubbed) = oneshot::channel();
-        self.command(Command::Scrub { effort, done }, scrubbed, left).await
+        command(&self.shared, &self.commands, Command::Scrub { effort, done }, scrubbed, left).await
     }
 
     /// Takes a snapshot: durable on this machine when it returns, whether the backend answers or not.
@@ -375,7 +356,7 @@ impl Volume {
     /// yet is waited for. `Unavailable` when `deadline` passes first; then it goes on by itself.
     pub async fn change_snapshot(&self, id: u128, change: SnapshotChange, deadline: Duration) -> Result<()> {
         let (done, changed) = oneshot::channel();
-        self.command(Command::Snapshot { id, change, done }, changed, deadline).await
+        command(&self.shared, &self.commands, Command::Snapshot { id, change, done }, changed, deadline).await
     }
 
     /// A snapshot as a read-only device. It is on the backend when this returns; `Unavailable` when
@@ -390,7 +371,7 @@ impl Volume {
         let what = format!("reading the list of snapshots of volume {}", shared.id);
         let view =
             shared.persist(&what, || self.views.get(&shared.store, &shared.maps, shared.id, id)).await?;
-        Ok(SnapshotDevice::new(shared.clone(), view))
+        Ok(SnapshotDevice::new(shared.clone(), view, self.commands.downgrade()))
     }
 
     /// Whether [`Volume::close`] was called.
@@ -424,6 +405,34 @@ impl Volume {
         self.shared.memory.sub(left.memory);
         self.shared.left.put(self.shared.id, &self.shared.credits, left.units);
         self.shared.journal.detach(self.shared.id);
+    }
+}
+
+/// See [`Volume::drain`].
+async fn drain(shared: &Shared, commands: &mpsc::Sender<Command>, deadline: Duration) -> Result<()> {
+    let (done, drained) = oneshot::channel();
+    let target = shared.core.lock().accepted().0;
+    command(shared, commands, Command::Drain { target, done }, drained, deadline).await
+}
+
+async fn command<T>(
+    shared: &Shared,
+    commands: &mpsc::Sender<Command>,
+    command: Command,
+    done: oneshot::Receiver<Result<T>>,
+    deadline: Duration,
+) -> Result<T> {
+    let answer = async {
+        let closing = || Error::unavailable("the volume is closing");
+        commands.send(command).await.map_err(|_| closing())?;
+        done.await.map_err(|_| closing())?
+    };
+    match tokio::time::timeout(deadline, answer).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let reason = shared.trouble.get().unwrap_or_else(|| "it takes longer".into());
+            Err(Error::unavailable(format!("not everything is on the backend after {deadline:?}: {reason}")))
+        }
     }
 }
 
@@ -470,5 +479,14 @@ impl BlockDevice for Volume {
         // The most that one request brings nearer: what a read of it would.
         let len = len.min(1 << 20) as u32;
         self.shared.read(offset, len).await.map(drop)
+    }
+
+    fn baselines(&self) -> Vec<Baseline> {
+        self.shared.snapshots.baselines()
+    }
+
+    async fn differences(&self, since: u128, offset: u64, len: u64) -> Result<Vec<Difference>> {
+        self.shared.check_read(offset, len)?;
+        self.shared.differences_from(Some(&self.commands), None, since, (offset, len)).await
     }
 }

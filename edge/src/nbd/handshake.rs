@@ -4,7 +4,7 @@
 //! nothing again, so that nothing said in plain text counts inside.
 
 use super::input::Input;
-use super::meta;
+use super::meta::{self, Selected};
 use super::proto::{self, OptionHeader, opt, rep};
 use crate::config::TlsMode;
 use common::{BlockDevice, Clock, Error, ErrorKind, ExportInfo, Exports, Geometry, Result};
@@ -38,8 +38,8 @@ pub struct Chosen {
     pub device: Arc<dyn BlockDevice>,
     /// The shape of replies.
     pub replies: Replies,
-    /// Whether `base:allocation` was selected.
-    pub allocation: bool,
+    /// The metadata contexts that were selected.
+    pub contexts: Vec<Selected>,
 }
 
 /// How a phase of the handshake ended.
@@ -131,8 +131,8 @@ pub struct Handshake<'a, 'p, S> {
     out: Vec<u8>,
     no_zeroes: bool,
     replies: Replies,
-    /// The export for which `base:allocation` is selected.
-    allocation: Option<String>,
+    /// The export for which metadata contexts are selected, and those.
+    contexts: Option<(String, Vec<Selected>)>,
     /// The export opened last: what a client asks about first, it mostly takes next.
     opened: Option<(String, Arc<dyn BlockDevice>)>,
 }
@@ -153,7 +153,7 @@ impl<'a, 'p, S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'a, 'p, S> {
             out: Vec::new(),
             no_zeroes: false,
             replies: Replies::Simple,
-            allocation: None,
+            contexts: None,
             opened: None,
         }
     }
@@ -255,7 +255,7 @@ impl<'a, 'p, S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'a, 'p, S> {
                 self.replies = Replies::Extended;
                 self.reply(option, rep::ACK, &[]);
             }
-            opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => self.meta(option, payload).await,
+            opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT => self.meta(option, payload).await?,
             _ => self.refuse(option, rep::ERR_UNSUP, "this server does not know the option"),
         }
         Ok(None)
@@ -365,38 +365,75 @@ impl<'a, 'p, S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'a, 'p, S> {
         Ok((option == opt::GO).then(|| Outcome::Go(self.chosen(name, device))))
     }
 
-    async fn meta(&mut self, option: u32, payload: &[u8]) {
+    async fn meta(&mut self, option: u32, payload: &[u8]) -> std::result::Result<(), Failure> {
         if option == opt::SET_META_CONTEXT {
             // Each one replaces the last, also when it fails.
-            self.allocation = None;
+            self.contexts = None;
         }
         if self.replies == Replies::Simple {
             self.refuse(option, rep::ERR_INVALID, "structured replies must be negotiated first");
-            return;
+            return Ok(());
         }
         let request = match proto::decode_meta(payload) {
             Ok(request) => request,
-            Err(e) => return self.refuse(option, rep::ERR_INVALID, e.0),
+            Err(e) => {
+                self.refuse(option, rep::ERR_INVALID, e.0);
+                return Ok(());
+            }
         };
-        let name = match self.open(request.name).await {
-            Ok((name, _)) => name,
-            Err(e) => return self.refuse(option, refusal(e.kind), e.message()),
+        let (name, device) = match self.open(request.name).await {
+            Ok(opened) => opened,
+            Err(e) => {
+                self.refuse(option, refusal(e.kind), e.message());
+                return Ok(());
+            }
         };
-        let (found, id) = if option == opt::SET_META_CONTEXT {
-            (request.queries.iter().any(|q| meta::selects(q)), meta::BASE_ALLOCATION_ID)
-        } else {
-            (request.queries.is_empty() || request.queries.iter().any(|q| meta::lists(q)), 0)
-        };
-        if found {
-            let mut body = Vec::with_capacity(32);
-            body.extend_from_slice(&id.to_be_bytes());
-            body.extend_from_slice(meta::BASE_ALLOCATION.as_bytes());
-            self.reply(option, rep::META_CONTEXT, &body);
-            if option == opt::SET_META_CONTEXT {
-                self.allocation = Some(name);
+        let baselines = device.baselines();
+        if option == opt::LIST_META_CONTEXT {
+            for context in meta::list(&request.queries, &baselines) {
+                self.context(option, 0, &context);
+                if self.out.len() > 32 << 10 {
+                    self.flush().await?;
+                }
+            }
+            self.reply(option, rep::ACK, &[]);
+            return Ok(());
+        }
+        let mut selected: Vec<(Selected, &str)> = Vec::new();
+        for query in &request.queries {
+            let Some(context) = meta::select(query, &baselines) else {
+                // As the protocol has it, the client learns it from what is missing in the answer.
+                if query.starts_with(meta::DIFF) {
+                    tracing::warn!(
+                        export = name,
+                        query,
+                        "a client wants to compare with a snapshot that is not there"
+                    );
+                }
+                continue;
+            };
+            if selected.iter().all(|(_, known)| known != query) {
+                selected.push((Selected { id: selected.len() as u32 + 1, context }, query));
             }
         }
+        if selected.len() > meta::MAX_SELECTED {
+            let text = format!("more than {} metadata contexts at a time", meta::MAX_SELECTED);
+            self.refuse(option, rep::ERR_TOO_BIG, &text);
+            return Ok(());
+        }
+        for (Selected { id, .. }, query) in &selected {
+            self.context(option, *id, query);
+        }
+        self.contexts = Some((name, selected.into_iter().map(|(context, _)| context).collect()));
         self.reply(option, rep::ACK, &[]);
+        Ok(())
+    }
+
+    fn context(&mut self, option: u32, id: u32, name: &str) {
+        let mut body = Vec::with_capacity(4 + name.len());
+        body.extend_from_slice(&id.to_be_bytes());
+        body.extend_from_slice(name.as_bytes());
+        self.reply(option, rep::META_CONTEXT, &body);
     }
 
     /// Opens an export, or takes the one that is open already; the empty name is the only export
@@ -429,8 +466,11 @@ impl<'a, 'p, S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'a, 'p, S> {
     }
 
     fn chosen(&self, name: String, device: Arc<dyn BlockDevice>) -> Chosen {
-        let allocation = self.allocation.as_deref() == Some(name.as_str());
-        Chosen { name, device, replies: self.replies, allocation }
+        let contexts = match &self.contexts {
+            Some((of, contexts)) if *of == name => contexts.clone(),
+            _ => Vec::new(),
+        };
+        Chosen { name, device, replies: self.replies, contexts }
     }
 
     fn text(&mut self, option: u32, kind: u16, text: &str) {

@@ -5,9 +5,10 @@
 //! future that wakes itself while it is polled (a device that gathers neighbours does) is polled
 //! again in the same pass over the table, without a trip through the runtime's queues.
 
+use super::meta::Run;
 use super::proto::Request;
 use bytes::Bytes;
-use common::{Extent, Result};
+use common::Result;
 use futures::task::AtomicWaker;
 use std::future::Future;
 use std::pin::Pin;
@@ -28,8 +29,8 @@ pub enum Work<'d> {
     Read(DeviceFuture<'d, Bytes>),
     /// Anything that returns nothing.
     Unit(DeviceFuture<'d, ()>),
-    /// A block status.
-    Extents(DeviceFuture<'d, Vec<Extent>>),
+    /// A block status, in each context.
+    Status(DeviceFuture<'d, Vec<(u32, Vec<Run>)>>),
 }
 
 /// What came out of it.
@@ -39,7 +40,7 @@ pub enum Outcome {
     /// Of anything that returns nothing.
     Unit(Result<()>),
     /// Of a block status.
-    Extents(Result<Vec<Extent>>),
+    Status(Result<Vec<(u32, Vec<Run>)>>),
 }
 
 impl Work<'_> {
@@ -47,7 +48,7 @@ impl Work<'_> {
         match self {
             Work::Read(f) => f.as_mut().poll(cx).map(Outcome::Read),
             Work::Unit(f) => f.as_mut().poll(cx).map(Outcome::Unit),
-            Work::Extents(f) => f.as_mut().poll(cx).map(Outcome::Extents),
+            Work::Status(f) => f.as_mut().poll(cx).map(Outcome::Status),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Replies: their headers, and the queue that sends many with one system call, payload uncopied.
 
 use super::handshake::{Replies, shorten};
-use super::meta::{BASE_ALLOCATION_ID, Run};
+use super::meta::Run;
 use super::proto::{self, Request, chunk};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -114,19 +114,26 @@ impl Queue {
         0
     }
 
-    /// Block status.
-    pub fn runs(&mut self, request: &Request, runs: &[Run]) {
+    /// Block status: a chunk for each context.
+    pub fn status(&mut self, request: &Request, contexts: &[(u32, Vec<Run>)]) {
+        for (n, (id, runs)) in contexts.iter().enumerate() {
+            let flags = if n + 1 == contexts.len() { chunk::FLAG_DONE } else { 0 };
+            self.runs(request, flags, *id, runs);
+        }
+    }
+
+    fn runs(&mut self, request: &Request, flags: u16, id: u32, runs: &[Run]) {
         if self.replies == Replies::Extended {
-            self.chunk(request, chunk::BLOCK_STATUS_EXT, 8 + 16 * runs.len() as u64);
-            self.put(&BASE_ALLOCATION_ID.to_be_bytes());
+            self.chunk_with(request, flags, chunk::BLOCK_STATUS_EXT, 8 + 16 * runs.len() as u64);
+            self.put(&id.to_be_bytes());
             self.put(&(runs.len() as u32).to_be_bytes());
             for run in runs {
                 self.put(&run.len.to_be_bytes());
                 self.put(&u64::from(run.state).to_be_bytes());
             }
         } else {
-            self.chunk(request, chunk::BLOCK_STATUS, 4 + 8 * runs.len() as u64);
-            self.put(&BASE_ALLOCATION_ID.to_be_bytes());
+            self.chunk_with(request, flags, chunk::BLOCK_STATUS, 4 + 8 * runs.len() as u64);
+            self.put(&id.to_be_bytes());
             for run in runs {
                 // The request's length has 32 bits, and no run is longer.
                 self.put(&(run.len as u32).to_be_bytes());
@@ -145,11 +152,15 @@ impl Queue {
 
     /// The header of a chunk that is its request's last.
     fn chunk(&mut self, request: &Request, kind: u16, length: u64) {
+        self.chunk_with(request, chunk::FLAG_DONE, kind, length);
+    }
+
+    fn chunk_with(&mut self, request: &Request, flags: u16, kind: u16, length: u64) {
         let extended = self.replies == Replies::Extended;
         let magic = if extended { proto::EXTENDED_REPLY_MAGIC } else { proto::STRUCTURED_REPLY_MAGIC };
         let mut head = [0; 32];
         head[..4].copy_from_slice(&magic.to_be_bytes());
-        head[4..6].copy_from_slice(&chunk::FLAG_DONE.to_be_bytes());
+        head[4..6].copy_from_slice(&flags.to_be_bytes());
         head[6..8].copy_from_slice(&kind.to_be_bytes());
         head[8..16].copy_from_slice(&request.cookie.to_be_bytes());
         if extended {

@@ -16,7 +16,7 @@ use super::handshake::{Chosen, Replies};
 use super::inflight::{Done, Inflight, Outcome, Work};
 use super::input::Input;
 use super::memory::{Memory, Share, Way};
-use super::meta;
+use super::meta::{self, Selected};
 use super::proto::{self, Command, Request, flag};
 use super::reply::Queue;
 use super::socket::Line;
@@ -97,7 +97,7 @@ where
         geometry: chosen.device.geometry(),
         extended: chosen.replies == Replies::Extended,
         structured: chosen.replies != Replies::Simple,
-        allocation: chosen.allocation,
+        contexts: &chosen.contexts,
         name: &chosen.name,
         memory: context.memory.share(&chosen.name),
         closing: None,
@@ -156,7 +156,7 @@ struct Connection<'d> {
     geometry: Geometry,
     extended: bool,
     structured: bool,
-    allocation: bool,
+    contexts: &'d [Selected],
     name: &'d str,
     /// Payload in memory: of writes that are received or worked on, of reads until they are sent.
     memory: Share,
@@ -456,7 +456,10 @@ impl<'d> Connection<'d> {
                 Work::Unit(device.write_zeroes(offset, length, flags & flag::NO_HOLE == 0, fua))
             }
             Command::Cache => Work::Unit(device.prefetch(offset, length)),
-            Command::BlockStatus => Work::Extents(device.extents(offset, length)),
+            Command::BlockStatus => {
+                let one = flags & flag::REQ_ONE != 0;
+                Work::Status(Box::pin(meta::status(device, self.contexts, offset, length, one)))
+            }
             Command::Write | Command::Disconnect | Command::Unknown => return,
         };
         self.inflight.push(request, start, work);
@@ -507,13 +510,8 @@ impl<'d> Connection<'d> {
                 self.memory.give(Way::Out, request.length);
                 self.fail(&request, &e);
             }
-            Outcome::Extents(Ok(extents)) => {
-                match meta::runs(&extents, request.length, request.flags & flag::REQ_ONE != 0) {
-                    Ok(runs) => self.queue.runs(&request, &runs),
-                    Err(e) => self.fail(&request, &Error::internal(e.0)),
-                }
-            }
-            Outcome::Unit(Err(e)) | Outcome::Extents(Err(e)) => self.fail(&request, &e),
+            Outcome::Status(Ok(contexts)) => self.queue.status(&request, &contexts),
+            Outcome::Unit(Err(e)) | Outcome::Status(Err(e)) => self.fail(&request, &e),
         }
     }
 

@@ -88,7 +88,11 @@ fn denied(text: String) -> Error {
 
 impl Router {
     /// The vDisk and its open volume.
-    async fn open_vdisk(self: &Arc<Self>, vpool: &str, name: &str) -> Result<(Arc<Vdisk>, Arc<Volume>)> {
+    pub(super) async fn open_vdisk(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+    ) -> Result<(Arc<Vdisk>, Arc<Volume>)> {
         let vdisk = self.find_vdisk(vpool, name)?;
         self.serve(&vdisk).await?;
         match vdisk.volume() {

@@ -1,5 +1,7 @@
 //! One HTTP request to the API, over TCP or TLS, and its errors in words.
 
+mod bulk;
+
 use crate::cli::ApiArgs;
 use crate::failure::{Exit, Failure};
 use anyhow::{Context, Result};
@@ -22,6 +24,10 @@ use tokio::net::TcpStream;
 const CONNECT: Duration = Duration::from_secs(10);
 /// The largest answer that is read, in bytes.
 const LARGEST_ANSWER: usize = 64 << 20;
+
+/// A connection, whatever it goes over.
+trait Line: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Line for T {}
 
 /// The API of one storage router.
 pub struct Api {
@@ -104,17 +110,7 @@ impl Api {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Bytes> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.base.path().trim_end_matches('/')))
-            .header(HOST, self.base.authority().map_or("", |a| a.as_str()))
-            .header(ACCEPT, "application/json");
-        if let Some(token) = &self.token {
-            let mut value = hyper::header::HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| Failure::usage("the token file holds characters that no token has"))?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
+        let mut request = self.builder(method, path)?.header(ACCEPT, "application/json");
         let body = match body {
             None => Bytes::new(),
             Some(body) => {
@@ -123,21 +119,35 @@ impl Api {
             }
         };
         let request = request.body(Full::new(body)).context("building the request")?;
-        let (status, bytes) = match &self.tls {
-            None => send(self.connect().await?, request).await,
-            Some(tls) => {
-                let host = self.base.host().unwrap_or_default().trim_matches(['[', ']']).to_string();
-                let name = ServerName::try_from(host)
-                    .map_err(|e| Failure::usage(format!("--api {}: {e}", self.text)))?;
-                let stream = tls
-                    .connect(name, self.connect().await?)
-                    .await
-                    .map_err(|e| self.unreachable(&format!("TLS failed: {e}")))?;
-                send(stream, request).await
-            }
-        }
-        .map_err(|e| self.unreachable(&format!("{e:#}")))?;
+        let answer = send(self.open().await?, request).await;
+        let (status, bytes) = answer.map_err(|e| self.unreachable(&format!("{e:#}")))?;
         if status.is_success() { Ok(bytes) } else { Err(self.refused(status, &bytes)) }
+    }
+
+    /// A request to the API, with all that every one has.
+    fn builder(&self, method: Method, path: &str) -> Result<hyper::http::request::Builder> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base.path().trim_end_matches('/')))
+            .header(HOST, self.base.authority().map_or("", |a| a.as_str()));
+        if let Some(token) = &self.token {
+            let mut value = hyper::header::HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| Failure::usage("the token file holds characters that no token has"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        Ok(request)
+    }
+
+    /// A connection, with TLS where the URL says so.
+    async fn open(&self) -> Result<Box<dyn Line>> {
+        let stream = self.connect().await?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let host = self.base.host().unwrap_or_default().trim_matches(['[', ']']).to_string();
+        let name =
+            ServerName::try_from(host).map_err(|e| Failure::usage(format!("--api {}: {e}", self.text)))?;
+        let secure = tls.connect(name, stream).await;
+        Ok(Box::new(secure.map_err(|e| self.unreachable(&format!("TLS failed: {e}")))?))
     }
 
     async fn connect(&self) -> Result<TcpStream> {

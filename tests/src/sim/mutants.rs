@@ -59,6 +59,8 @@ pub const ALL: &[Mutant] = &[
     m("clone-without-tombstones", "what a clone discarded shows its parent again (rule 9)"),
     m("rollback-forgotten", "the cut of a rollback does not move the head (rule 9)"),
     m("index-of-another-head", "after a rollback the local index is believed (rule 9)"),
+    m("diff-without-tail", "what is committed and in no TLog yet is not said to differ from a snapshot"),
+    m("diff-without-rollback", "what a rollback dropped is not said to differ from a snapshot that has it"),
     m("crc-ignored", "a wrong checksum on a read is ignored (promise 6)"),
 ];
 

@@ -28,6 +28,8 @@ pub enum Step {
     Snapshot { volume: usize },
     /// Reads one of the snapshots.
     ReadSnapshot { volume: usize, nth: usize },
+    /// Asks where the volume differs from one of the snapshots.
+    Differences { volume: usize, nth: usize },
     /// Deletes one of the snapshots.
     DeleteSnapshot { volume: usize, nth: usize },
     /// Cleans the log.
@@ -249,7 +251,7 @@ impl Maker {
         let range = self.range();
         let fua = self.chance(12);
         let nth = self.rng.usize(0..1000);
-        match self.rng.u32(0..210) {
+        match self.rng.u32(0..214) {
             0..100 => Step::Write { volume, range, fua },
             100..115 => Step::Zero { volume, range, hole: false, fua },
             115..130 => Step::Zero { volume, range, hole: true, fua },
@@ -262,6 +264,7 @@ impl Maker {
             201..203 => Step::ReadSnapshot { volume, nth },
             203..205 => Step::DeleteSnapshot { volume, nth },
             205..208 => Step::Scrub { volume, effort: [Effort::Full, Effort::Due, Effort::Merge][nth % 3] },
+            208..212 => Step::Differences { volume, nth },
             _ => Step::Drain { volume },
         }
     }

@@ -442,6 +442,24 @@ impl Talk<'_> {
                     Err(_) => {}
                 }
             }
+            Step::Differences { volume, nth } => {
+                let Some(id) = truth.borrow().snapshots[volume].some(nth) else { return Ok(()) };
+                let v = &self.volumes[volume];
+                // What changes between the two is said to have changed.
+                let image = v.read(0, v.geometry().size as u32).await?;
+                let told = async {
+                    let changed = differences(&**v, id, image.len()).await?;
+                    Ok((changed, read_snapshot(v, id).await?))
+                };
+                match told.await {
+                    Ok((changed, snapshot)) => {
+                        unchanged_is_the_same(&image, &snapshot, &changed).map_err(Trouble::Wrong)?;
+                    }
+                    Err(Error { kind: ErrorKind::Unavailable, .. }) => {}
+                    Err(e) if truth.borrow().snapshots[volume].taken().contains(&id) => return Err(e.into()),
+                    Err(_) => {}
+                }
+            }
             Step::DeleteSnapshot { volume, nth } => {
                 let Some(id) = truth.borrow().snapshots[volume].some(nth) else { return Ok(()) };
                 truth.borrow_mut().snapshots[volume].begin_delete(id);
@@ -473,6 +491,28 @@ fn snapshot_name(id: u128) -> String {
 async fn read_snapshot(volume: &Volume, id: u128) -> common::Result<Bytes> {
     let device = volume.open_snapshot(&snapshot_name(id), Duration::from_secs(60)).await?;
     device.read(0, device.geometry().size as u32).await
+}
+
+/// For each sector, whether the device says that it may differ from the snapshot.
+pub async fn differences(device: &dyn BlockDevice, since: u128, bytes: usize) -> common::Result<Vec<bool>> {
+    let mut changed = Vec::with_capacity(bytes / SECTOR);
+    while changed.len() * SECTOR < bytes {
+        let offset = (changed.len() * SECTOR) as u64;
+        let runs = device.differences(since, offset, bytes as u64 - offset).await?;
+        changed.extend(runs.iter().flat_map(|run| vec![run.changed; run.len as usize / SECTOR]));
+    }
+    Ok(changed)
+}
+
+/// Checks that what is said to be unchanged is the same in both images; behind its end an image has nothing.
+pub fn unchanged_is_the_same(image: &[u8], snapshot: &[u8], changed: &[bool]) -> Result<(), String> {
+    for (sector, changed) in changed.iter().enumerate() {
+        let at = sector * SECTOR..(sector + 1) * SECTOR;
+        if !changed && image.get(at.clone()) != snapshot.get(at) {
+            return Err(format!("sector {sector} is said to be as in the snapshot, and is not"));
+        }
+    }
+    Ok(())
 }
 
 /// Why a client stopped.

@@ -6,6 +6,7 @@
 use super::model::SECTOR;
 use super::plan::{Crash, Plan};
 use super::reference::{Op, Reference, State};
+use super::run::{differences, unchanged_is_the_same};
 use super::world::{CLUSTER, World};
 use common::{BlockDevice, Error, VolumeId};
 use std::sync::Mutex;
@@ -279,6 +280,7 @@ impl Sequence {
                 "no prefix of at least {least} operations explains {image:?} with {snapshots:?}"
             ));
         }
+        self.check_differences(&found).await?;
         for &(by, of) in &self.reference.clones {
             let (volume, snapshot) = (&self.world.volumes[0], snapshot_name(of));
             let snapshot = volume.open_snapshot(&snapshot, Duration::from_secs(5)).await.map_err(told)?;
@@ -291,6 +293,25 @@ impl Sequence {
             }
         }
         Ok(found)
+    }
+
+    /// What is said to be unchanged between any two of the volume and its snapshots is the same.
+    async fn check_differences(&self, found: &State) -> Result<(), String> {
+        let told = |e: Error| e.to_string();
+        let volume = &self.world.volumes[0];
+        for (since, then) in &found.snapshots {
+            let since = *since as u128;
+            let changed = differences(&**volume, since, found.image.len()).await.map_err(told)?;
+            let wrong = |e| format!("since snapshot {since}: {e}");
+            unchanged_is_the_same(&found.image, then, &changed).map_err(wrong)?;
+            for (of, image) in &found.snapshots {
+                let device = volume.open_snapshot(&snapshot_name(*of), Duration::from_secs(5)).await;
+                let changed = differences(&device.map_err(told)?, since, image.len()).await.map_err(told)?;
+                let wrong = |e| format!("snapshot {of} since snapshot {since}: {e}");
+                unchanged_is_the_same(image, then, &changed).map_err(wrong)?;
+            }
+        }
+        Ok(())
     }
 
     /// Clones a snapshot and changes the clone.

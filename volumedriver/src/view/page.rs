@@ -140,7 +140,7 @@ impl Source<'_> {
         Ok((blocks, first + n))
     }
 
-    async fn block(&self, named: &TLogRef, tree: &Arc<Tree>, number: usize) -> Result<Arc<Block>> {
+    pub(super) async fn block(&self, named: &TLogRef, tree: &Arc<Tree>, number: usize) -> Result<Arc<Block>> {
         let key = Key::Block { volume: self.volume, tlog: named.obj.id(), number };
         let make = || async {
             let place = tree.index.blocks[number];

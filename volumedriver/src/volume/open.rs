@@ -11,6 +11,7 @@
 //! A rollback is an open whose cut moves the head: one Manifest, so it happened or it did not.
 
 use super::chain::Chain;
+use super::differences::Changes;
 use super::pump::Pump;
 use super::snapshots::{SnapshotSet, Snapshots};
 use super::tlogs::{self, TLogSet, TailSco};
@@ -163,6 +164,7 @@ pub(crate) async fn open(
         next_reloc: AtomicU64::new(1),
         busy: AtomicBool::new(false),
         snapshots: Snapshots::default(),
+        changes: Changes::default(),
         metrics: home.metrics.clone(),
         trouble: Default::default(),
         tlog_bytes: AtomicU64::new(0),
@@ -280,7 +282,9 @@ async fn finish(
         outcome => outcome?,
     }
     shared.tlog_bytes.store(image.tlogs.bytes(), std::sync::atomic::Ordering::Relaxed);
-    shared.snapshots.list(image.snapshots.iter().cloned().collect());
+    let listed: Vec<_> = image.snapshots.iter().cloned().collect();
+    shared.changes.named(image.chain.current(), &image.tlogs, listed.clone());
+    shared.snapshots.list(listed);
 
     let replayed = run.len();
     home.left.settle(shared.id);

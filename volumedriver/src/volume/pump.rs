@@ -279,6 +279,7 @@ impl Pump {
             if !mutant::is_on("index-not-fed") {
                 shared.index.apply(&sco.changes())?;
             }
+            shared.changes.committed(&sco);
             let freed = shared.core.lock().commit(sco.lsn_hi);
             shared.credits.release(freed.units);
             shared.memory.sub(freed.memory);
@@ -363,6 +364,7 @@ impl Pump {
         })
         .await?;
         self.tail.clear();
+        shared.changes.rolled();
         shared.core.lock().trimmed(lsn);
         tracing::info!(volume = %shared.id, %lsn, scos, entries = tlog.entries.len(), "rolled a TLog");
         Ok(())
@@ -403,7 +405,9 @@ impl Pump {
         self.chain = chain;
         shared.metrics.manifests.inc();
         shared.tlog_bytes.store(self.tlogs.bytes(), Ordering::Relaxed);
-        shared.snapshots.list(self.snapshots.iter().cloned().collect());
+        let listed: Vec<_> = self.snapshots.iter().cloned().collect();
+        shared.changes.named(self.chain.current(), &self.tlogs, listed.clone());
+        shared.snapshots.list(listed);
         self.collect(&previous).await;
         Ok(())
     }

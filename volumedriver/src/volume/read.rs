@@ -47,7 +47,7 @@ struct Plan {
 }
 
 impl Shared {
-    fn check_read(&self, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check_read(&self, offset: u64, len: u64) -> Result<()> {
         let core = self.core.lock();
         core.check()?;
         match offset.checked_add(len) {

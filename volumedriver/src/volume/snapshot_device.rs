@@ -1,21 +1,24 @@
 //! A snapshot as a block device that nobody writes.
 
 use super::Shared;
+use super::pump::Command;
 use crate::view::View;
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{BlockDevice, Error, ErrorKind, Extent, Geometry, Result};
+use common::{Baseline, BlockDevice, Difference, Error, ErrorKind, Extent, Geometry, Result};
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// What a volume was when a snapshot was taken. Reads fail once the volume is closed.
 pub struct SnapshotDevice {
     shared: Arc<Shared>,
     view: Arc<View>,
+    commands: mpsc::WeakSender<Command>,
 }
 
 impl SnapshotDevice {
-    pub(super) fn new(shared: Arc<Shared>, view: Arc<View>) -> Self {
-        Self { shared, view }
+    pub(super) fn new(shared: Arc<Shared>, view: Arc<View>, commands: mpsc::WeakSender<Command>) -> Self {
+        Self { shared, view, commands }
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
@@ -84,5 +87,15 @@ impl BlockDevice for SnapshotDevice {
     async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
         // The most that one request brings nearer: what a read of it would.
         self.read(offset, len.min(1 << 20) as u32).await.map(drop)
+    }
+
+    fn baselines(&self) -> Vec<Baseline> {
+        self.shared.snapshots.baselines()
+    }
+
+    async fn differences(&self, since: u128, offset: u64, len: u64) -> Result<Vec<Difference>> {
+        self.check(offset, len)?;
+        let (commands, of) = (self.commands.upgrade(), self.view.snapshot());
+        self.shared.differences_from(commands.as_ref(), of, since, (offset, len)).await
     }
 }

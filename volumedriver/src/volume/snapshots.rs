@@ -11,7 +11,7 @@ use crate::format::snapshot::{self, Description, MAX_PER_PAGE, Snapshot, Snapsho
 use crate::format::{Manifest, keys};
 use crate::log::{Kind, cluster_crcs};
 use bytes::Bytes;
-use common::{Epoch, Error, Lsn, ObjectStore, Result, mutant};
+use common::{Baseline, Epoch, Error, Lsn, ObjectStore, Result, mutant};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -45,6 +45,18 @@ impl Snapshots {
         let info =
             |s: &Arc<Snapshot>| SnapshotInfo { about: s.about.clone(), size: s.size, lsn: Some(s.lsn) };
         lists.listed.iter().map(info).chain(lists.taken.iter().cloned()).collect()
+    }
+
+    /// Whether it is in the log, and not in a Manifest yet.
+    pub fn is_pending(&self, id: u128) -> bool {
+        self.0.lock().taken.iter().any(|s| s.about.id == id)
+    }
+
+    /// Those that the device can be compared with.
+    pub fn baselines(&self) -> Vec<Baseline> {
+        let lists = self.0.lock();
+        let all = lists.listed.iter().map(|s| &s.about).chain(lists.taken.iter().map(|s| &s.about));
+        all.map(|about| Baseline { name: about.name.clone(), id: about.id }).collect()
     }
 
     /// The one with this name or, in hexadecimal digits, this identity.

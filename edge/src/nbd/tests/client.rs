@@ -236,21 +236,36 @@ impl<S: Stream> Client<S> {
         reply.error
     }
 
-    /// Block status: runs as (length, state).
+    /// Block status in the one context that is selected: runs as (length, state).
     pub async fn status(&mut self, flags: u16, offset: u64, length: u64) -> Vec<(u64, u64)> {
+        let mut all = self.statuses(flags, offset, length).await;
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].0, 1, "the id that SET_META_CONTEXT gave");
+        all.remove(0).1
+    }
+
+    /// Block status in each context, by its id.
+    pub async fn statuses(&mut self, flags: u16, offset: u64, length: u64) -> Vec<(u64, Vec<(u64, u64)>)> {
         self.send(flags, 7, 80, offset, length).await;
-        let reply = self.reply(0).await;
-        assert_eq!((reply.cookie, reply.error), (80, 0));
-        assert_eq!(reply.body[..4], [0, 0, 0, 1], "the id that SET_META_CONTEXT gave");
-        if self.extended {
-            assert_eq!(reply.kind, chunk::BLOCK_STATUS_EXT);
-            let count = u32::from_be_bytes(reply.body[4..8].try_into().unwrap()) as usize;
-            let runs: Vec<_> = reply.body[8..].chunks(16).map(|c| (be(&c[..8]), be(&c[8..]))).collect();
-            assert_eq!(runs.len(), count);
-            return runs;
+        let mut all = Vec::new();
+        loop {
+            let reply = self.reply(0).await;
+            assert_eq!((reply.cookie, reply.error), (80, 0));
+            let id = be(&reply.body[..4]);
+            if self.extended {
+                assert_eq!(reply.kind, chunk::BLOCK_STATUS_EXT);
+                let count = u32::from_be_bytes(reply.body[4..8].try_into().unwrap()) as usize;
+                let runs: Vec<_> = reply.body[8..].chunks(16).map(|c| (be(&c[..8]), be(&c[8..]))).collect();
+                assert_eq!(runs.len(), count);
+                all.push((id, runs));
+            } else {
+                assert_eq!(reply.kind, chunk::BLOCK_STATUS);
+                all.push((id, reply.body[4..].chunks(8).map(|c| (be(&c[..4]), be(&c[4..]))).collect()));
+            }
+            if reply.done {
+                return all;
+            }
         }
-        assert_eq!(reply.kind, chunk::BLOCK_STATUS);
-        reply.body[4..].chunks(8).map(|c| (be(&c[..4]), be(&c[4..]))).collect()
     }
 }
 

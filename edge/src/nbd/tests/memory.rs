@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{BlockDevice, Error, ExportInfo, Exports, Extent, Geometry, Result};
+use common::{Baseline, BlockDevice, Difference, Error, ExportInfo, Exports, Extent, Geometry, Result};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -183,6 +183,20 @@ impl BlockDevice for Memory {
 
     async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
         self.check(offset, len)
+    }
+
+    /// Two of the empty disk, and one that goes when it is asked for.
+    fn baselines(&self) -> Vec<Baseline> {
+        let named = |(name, id): (&str, u128)| Baseline { name: name.into(), id };
+        [("first", 7), ("second", 8), ("gone", 9)].map(named).to_vec()
+    }
+
+    async fn differences(&self, since: u128, offset: u64, len: u64) -> Result<Vec<Difference>> {
+        if since == 9 {
+            return Err(Error::not_found("there is no snapshot 'gone'"));
+        }
+        let extents = self.extents(offset, len).await?;
+        Ok(extents.iter().map(|e| Difference { len: e.len, changed: !e.hole }).collect())
     }
 }
 

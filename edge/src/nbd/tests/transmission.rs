@@ -1,6 +1,6 @@
-use super::client::Client;
+use super::client::{Client, info, meta};
 use super::*;
-use crate::nbd::proto::{chunk, flag};
+use crate::nbd::proto::{chunk, flag, opt};
 use common::{Error, ErrorKind};
 use std::sync::atomic::Ordering;
 use tokio::io::AsyncWriteExt;
@@ -380,4 +380,61 @@ async fn stopping_does_not_wait_for_ever() {
     world.stop.send(true).unwrap();
     world.served.await.unwrap();
     assert!(c.rest().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_differs_from_snapshots_is_told_beside_what_is_allocated() {
+    let world = World::new().await;
+    let (first, by_id) =
+        ("x-storagerouter:diff:first", "x-storagerouter:diff:00000000000000000000000000000008");
+    for extended in [false, true] {
+        let mut c = Client::connect(world.address).await;
+        c.structured().await;
+        if extended {
+            c.extended().await;
+        }
+        let queries =
+            [first, "base:allocation", "x-storagerouter:diff:nope", by_id, first, "x-storagerouter:"];
+        let replies = c.option(opt::SET_META_CONTEXT, &meta("p/a", &queries)).await;
+        let bodies: Vec<_> = replies.iter().map(|r| String::from_utf8_lossy(&r.body).into_owned()).collect();
+        let expected =
+            [format!("\0\0\0\x01{first}"), "\0\0\0\x02base:allocation".into(), format!("\0\0\0\x03{by_id}")];
+        assert_eq!(bodies[..3], expected, "an unknown snapshot is not offered, nothing is offered twice");
+        assert_eq!(replies.len(), 4);
+        c.option(opt::GO, &info("p/a", &[])).await;
+        assert_eq!(c.call(0, TRIM, 0, 64 * MIB).await, 0);
+        c.write(0, 65536, &[0; 65536]).await;
+        for (flags, runs) in [(0, 3), (flag::REQ_ONE, 1)] {
+            let all = c.statuses(flags, 0, MIB).await;
+            assert_eq!(all.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2, 3]);
+            assert_eq!(all[0].1, [(65536, 0), (65536, 1), (MIB - 131072, 0)][..runs]);
+            assert_eq!(all[1].1, [(65536, 3), (65536, 2), (MIB - 131072, 3)][..runs]);
+            assert_eq!(all[2].1, all[0].1);
+        }
+        assert_eq!(c.read(65536, 4096).await.unwrap(), [0; 4096]);
+    }
+}
+
+#[tokio::test]
+async fn snapshots_are_listed_and_one_that_goes_fails_the_request_alone() {
+    let world = World::new().await;
+    let mut c = Client::connect(world.address).await;
+    c.structured().await;
+    for (queries, found) in [
+        (&[][..], 4),
+        (&["x-storagerouter:"], 3),
+        (&["x-storagerouter:diff:", "base:allocation"], 4),
+        (&["x-storagerouter:diff:second"], 1),
+        (&["x-storagerouter:diff:sec", "x-storagerouter:other"], 0),
+    ] {
+        let replies = c.option(opt::LIST_META_CONTEXT, &meta("p/a", queries)).await;
+        assert_eq!(replies.len(), found + 1, "{queries:?}: {replies:?}");
+    }
+    let names: Vec<String> = (0..40).map(|n| format!("x-storagerouter:diff:{:032x}", 7 + n % 2)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert_eq!(c.option(opt::SET_META_CONTEXT, &meta("p/a", &names)).await.len(), 3, "each once");
+    c.option(opt::SET_META_CONTEXT, &meta("p/a", &["x-storagerouter:diff:gone"])).await;
+    c.option(opt::GO, &info("p/a", &[])).await;
+    assert_eq!(c.call(0, STATUS, 0, MIB).await, EIO);
+    assert_eq!(c.call(0, FLUSH, 0, 0).await, 0);
 }

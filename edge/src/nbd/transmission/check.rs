@@ -27,7 +27,7 @@ impl Connection<'_> {
         }
         match r.command {
             Command::Flush => return Ok(()),
-            Command::BlockStatus if !self.allocation => {
+            Command::BlockStatus if self.contexts.is_empty() => {
                 return invalid("no metadata context was selected");
             }
             Command::BlockStatus if r.length == 0 => return invalid("a block status of nothing"),
