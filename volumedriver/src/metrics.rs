@@ -1,5 +1,6 @@
 //! What the volume driver counts, all volumes together. Per volume, the frontiers tell.
 
+use crate::read_cache::Counters;
 use common::Clock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -69,7 +70,7 @@ pub(crate) struct Metrics {
     pub deleted_scos: Counter,
     pub backend_reads: Counter,
     pub backend_read_bytes: Counter,
-    pub cache_hits: Counter,
+    pub cache: Counters,
     pub checksum_errors: Counter,
 }
 
@@ -86,7 +87,7 @@ impl Metrics {
             deleted_scos: Counter::default(),
             backend_reads: Counter::default(),
             backend_read_bytes: Counter::default(),
-            cache_hits: Counter::default(),
+            cache: Counters::new(registry),
             checksum_errors: Counter::default(),
         };
         let mut add = |name: &str, help: &str, counter: &Counter| {
@@ -100,7 +101,6 @@ impl Metrics {
         add("deleted_scos", "SCOs without live clusters that were deleted", &m.deleted_scos);
         add("backend_reads", "Ranged reads of SCOs", &m.backend_reads);
         add("backend_read_bytes", "Bytes read from SCOs", &m.backend_read_bytes);
-        add("read_cache_hits", "Clusters found in the read cache", &m.cache_hits);
         add("checksum_errors", "Clusters read whose checksum was wrong", &m.checksum_errors);
         m
     }

@@ -3,7 +3,8 @@
 //! | room | what |
 //! |---|---|
 //! | `write` | requests that change the log: alignment, credit, claims, the journal, flush |
-//! | `read` | resolve, plan by source, fetch, verify |
+//! | `read` | resolve, plan by source, verify |
+//! | `fetch` | what is not in memory: from the SSD, from the backend once for all who ask, ahead of who reads on |
 //! | `pump` | the volume's one background task: seal, upload, commit, TLogs, Manifests |
 //! | `open` | fence, recover, cut, serve |
 //! | `reclaim` | deleting what nothing reads |
@@ -16,6 +17,7 @@
 //! Does not own: the order of the log (`core`), the committed map (`index`), the journal.
 
 pub(crate) mod chain;
+mod fetch;
 pub(crate) mod open;
 pub(crate) mod persist;
 mod pump;
@@ -33,13 +35,14 @@ use crate::format::snapshot::Description;
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
 use crate::metrics::Metrics;
-use crate::read_cache::ReadCache;
+use crate::read_cache::{CacheUse, ReadCache};
 use crate::view::{MAX_DEPTH, MapCache, View, Views};
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::{
     BlockDevice, Clock, Epoch, Error, ErrorKind, Extent, Geometry, Lsn, ObjectStore, Result, VolumeId, mutant,
 };
+use fetch::Reads;
 use parking_lot::Mutex;
 use persist::Trouble;
 use pump::Command;
@@ -98,6 +101,22 @@ pub struct VolumeStatus {
     pub snapshots: usize,
     /// Whether it is a template.
     pub template: bool,
+    /// What the read cache holds of it.
+    pub cache: CacheUse,
+    /// Where reads of what is on the backend found their clusters.
+    pub cache_hits: CacheHits,
+}
+
+/// Clusters that were read, by where they were found, since the volume was opened. What has not left the write buffer
+/// does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheHits {
+    /// In memory.
+    pub memory: u64,
+    /// On the SSD.
+    pub ssd: u64,
+    /// On the backend.
+    pub missed: u64,
 }
 
 /// How long a volume that closes waits for its background task.
@@ -146,6 +165,7 @@ pub(crate) struct Shared {
     pub left: Arc<Left>,
     pub memory: Arc<MemoryBudget>,
     pub cache: Arc<ReadCache>,
+    pub reads: Reads,
     pub maps: Arc<MapCache>,
     /// What a clone began as.
     pub parent: Option<Arc<View>>,
@@ -250,6 +270,12 @@ impl Volume {
             state,
             snapshots: snapshots.len(),
             template: snapshots.iter().any(|s| s.about.template),
+            cache: shared.cache.usage(shared.id),
+            cache_hits: CacheHits {
+                memory: shared.reads.memory.load(Ordering::Relaxed),
+                ssd: shared.reads.ssd.load(Ordering::Relaxed),
+                missed: shared.reads.missed.load(Ordering::Relaxed),
+            },
         }
     }
 
@@ -406,6 +432,7 @@ impl BlockDevice for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes> {
+        self.shared.look_ahead(&self.shared.reads.streams, None, offset, len);
         self.shared.read(offset, len).await
     }
 

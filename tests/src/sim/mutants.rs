@@ -55,6 +55,8 @@ pub const ALL: &[Mutant] = &[
     m("clone-without-tombstones", "what a clone discarded shows its parent again (rule 9)"),
     m("rollback-forgotten", "the cut of a rollback does not move the head (rule 9)"),
     m("index-of-another-head", "after a rollback the local index is believed (rule 9)"),
+    m("cache-returns-another-key", "the read cache gives the cluster of another slot"),
+    m("ssd-is-believed", "what the read cache on the SSD gives is not verified (promise 6)"),
     m("crc-ignored", "a wrong checksum on a read is ignored (promise 6)"),
 ];
 

@@ -1,6 +1,7 @@
 //! A snapshot as a block device that nobody writes.
 
 use super::Shared;
+use crate::read_cache::streams::Streams;
 use crate::view::View;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -11,11 +12,12 @@ use std::sync::Arc;
 pub struct SnapshotDevice {
     shared: Arc<Shared>,
     view: Arc<View>,
+    streams: Streams,
 }
 
 impl SnapshotDevice {
     pub(super) fn new(shared: Arc<Shared>, view: Arc<View>) -> Self {
-        Self { shared, view }
+        Self { shared, view, streams: Streams::default() }
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
@@ -55,6 +57,7 @@ impl BlockDevice for SnapshotDevice {
         let cluster = u64::from(self.shared.cluster);
         let first = offset / cluster;
         let count = (offset + len).div_ceil(cluster) - first;
+        self.shared.look_ahead(&self.streams, Some(&self.view), offset, len as u32);
         let clusters = self.shared.read_view(&self.view, first, count).await?;
         let skip = (offset - first * cluster) as usize;
         Ok(clusters.slice(skip..skip + len as usize))
