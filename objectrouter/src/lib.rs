@@ -40,7 +40,7 @@ pub use qos::{Qos, Waited};
 pub use registry::{DtlMode, ParentRecord, SnapshotId};
 pub use router::{
     Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, HealthItem, HealthLevel, OpenStore, OpenedStore,
-    Router, RouterExports, SnapshotShown, Stores, TakeSnapshot,
+    Router, RouterExports, SnapshotShown, Stores, TakeSnapshot, check_cache_quota,
 };
 pub use vdisk::{VdiskInfo, VdiskState};
 pub use vpool::{VpoolInfo, VpoolState};
