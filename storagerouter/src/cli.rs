@@ -468,6 +468,11 @@ pub struct RouterArgs {
     pub data_dir: Option<PathBuf>,
 }
 
+/// A cache quota; `none` is 0, as in the API.
+fn cache_quota(text: &str) -> Result<u64, String> {
+    if text == "none" { Ok(0) } else { crate::size::parse(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,9 +496,4 @@ mod tests {
             assert_eq!(vdisk.api.api, "http://x:1");
         }
     }
-}
-
-/// A cache quota; `none` is 0, as in the API.
-fn cache_quota(text: &str) -> Result<u64, String> {
-    if text == "none" { Ok(0) } else { crate::size::parse(text) }
 }

@@ -86,7 +86,7 @@ impl Writer {
                 ssd.clock.sleep(GATHER).await;
             }
             let Queue { offers, .. } = std::mem::take(&mut *ssd.queue.lock());
-            self.append(offers.into()).await?;
+            self.append(offers).await?;
             if closing {
                 return self.write_index().await;
             }
