@@ -17,6 +17,9 @@ pub trait Disk: Send + Sync {
     /// Opens `name` for reading and writing.
     async fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>>;
 
+    /// Bytes that could still be taken from the file system that this is on.
+    async fn available(&self) -> Result<u64>;
+
     /// Names of all files, in order.
     async fn list(&self) -> Result<Vec<String>>;
 

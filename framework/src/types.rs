@@ -125,6 +125,24 @@ pub struct VdiskPatch {
     /// Limits, in place of all that it has; an empty object takes them away. They hold at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<Qos>,
+    /// Bytes that the read cache may hold of its clusters, 1048576 to 1125899906842624; 0 takes the bound away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_quota_bytes: Option<u64>,
+}
+
+/// What the read cache holds of a vDisk, and how well it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CacheUse {
+    /// Bytes in memory of clusters that this vDisk wrote; its clones read them too.
+    pub memory_bytes: u64,
+    /// Bytes of them on the SSD.
+    pub ssd_bytes: u64,
+    /// Clusters that its clients read and that were in memory, since it was opened.
+    pub memory_hits: u64,
+    /// Those that were on the SSD.
+    pub ssd_hits: u64,
+    /// Those that were read from the backend.
+    pub misses: u64,
 }
 
 /// A vDisk.
@@ -175,6 +193,12 @@ pub struct Vdisk {
     /// Limits of its clients; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<Qos>,
+    /// The most that the read cache may hold of it; absent: no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_quota_bytes: Option<u64>,
+    /// The read cache; absent while it is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheUse>,
     /// How its acknowledged tail is replicated.
     pub dtl: Dtl,
     /// The node that owns it; `local` is the one that answered.

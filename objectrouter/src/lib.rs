@@ -42,7 +42,7 @@ pub use qos::{Qos, Waited};
 pub use registry::{DtlMode, ParentRecord, SnapshotId};
 pub use router::{
     Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, Export, HealthItem, HealthLevel, Imported,
-    OpenStore, OpenedStore, Router, RouterExports, SnapshotShown, Stores, TakeSnapshot,
+    OpenStore, OpenedStore, Router, RouterExports, SnapshotShown, Stores, TakeSnapshot, check_cache_quota,
 };
 pub use vdisk::{VdiskInfo, VdiskState};
 pub use vpool::{VpoolInfo, VpoolState};

@@ -149,6 +149,9 @@ pub struct VdiskRecord {
     /// What its clients may do at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<Qos>,
+    /// Bytes that the read cache may hold of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_quota: Option<u64>,
 }
 
 /// `deleted/{pool}/{volume id}`: a vDisk whose last Manifests are kept for a grace.
@@ -204,6 +207,7 @@ impl VdiskRecord {
             parent: None,
             leaving: Vec::new(),
             qos: None,
+            cache_quota: None,
         }
     }
 }

@@ -25,6 +25,7 @@ mod vpools;
 pub use backup::{Export, Imported};
 pub use exports::RouterExports;
 pub use health::{HealthItem, HealthLevel};
+pub use qos::check_cache_quota;
 pub use snapshots::{DescribeSnapshot, SnapshotShown, TakeSnapshot};
 pub use vdisks::CreateVdisk;
 pub use vpools::{Adopted, CreateVpool};

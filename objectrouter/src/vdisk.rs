@@ -57,6 +57,8 @@ pub struct VdiskInfo {
     pub template: bool,
     /// What its clients may do at most; `None` is anything.
     pub qos: Option<Qos>,
+    /// Bytes that the read cache may hold of it; `None` is any.
+    pub cache_quota: Option<u64>,
     /// Reads that waited for a limit.
     pub reads_waited: Waited,
     /// Writes that waited for a limit, with discards and zeroes.
@@ -322,6 +324,7 @@ impl Vdisk {
             parent: record.parent,
             template: status.as_ref().is_some_and(|s| s.template),
             qos: record.qos,
+            cache_quota: record.cache_quota,
             reads_waited: self.limits.reads.waited(),
             writes_waited: self.limits.writes.waited(),
             state,

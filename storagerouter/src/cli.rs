@@ -362,13 +362,17 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
         size: u64,
     },
-    /// Make a vDisk read-only or writable, for clients that connect from then on
+    /// Make a vDisk read-only or writable, or bound what the read cache holds of it
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
     Set {
         /// VPOOL/NAME, or NAME when unique
         vdisk: String,
-        /// Whether clients may only read
-        #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
-        read_only: bool,
+        /// Whether clients that connect from then on may only read
+        #[arg(long, value_name = "true|false", group = "change")]
+        read_only: Option<bool>,
+        /// Bytes of the read cache, memory and SSD, for the clusters of this vDisk
+        #[arg(long, value_name = "SIZE|none", group = "change", value_parser = cache_quota)]
+        cache_quota: Option<u64>,
     },
     /// Show or set how many requests and bytes per second the clients of a vDisk may take
     Qos(qos::Qos),
@@ -467,6 +471,11 @@ pub struct RouterArgs {
     /// Data directory of a stopped router, in place of asking a running one
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+}
+
+/// A cache quota; `none` is 0, as in the API.
+fn cache_quota(text: &str) -> Result<u64, String> {
+    if text == "none" { Ok(0) } else { crate::size::parse(text) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! format      {"format":1,"id":"..."}
 //! lock        flock'ed by the router that runs; holds its process id
 //! journal/    the write buffer
+//! read-cache/ clusters that were read again and again: may be deleted while the router is stopped
 //! index/      the cluster index: derived, may be deleted while the router is stopped
 //! registry/   vPools and vDisks
 //! nbd.sock    where NBD clients of this machine connect
@@ -95,6 +96,11 @@ impl DataDir {
     /// The write buffer's directory.
     pub fn journal(&self) -> PathBuf {
         self.path.join("journal")
+    }
+
+    /// The directory of the read cache's part on the SSD.
+    pub fn read_cache(&self) -> PathBuf {
+        self.path.join("read-cache")
     }
 
     /// The cluster index's directory.

@@ -12,7 +12,7 @@ use crate::{cli, stores};
 use anyhow::{Context, Result};
 use common::clock::SystemClock;
 use common::disk::local::LocalDisk;
-use common::{Clock, Error, ErrorKind, Kv, Table};
+use common::{Clock, Disk, Error, ErrorKind, Kv, Table};
 use edge::nbd::{Server, TlsMode};
 use kvstore::{LocalKv, RocksTable};
 use objectrouter::{Router, RouterExports};
@@ -147,8 +147,15 @@ impl Running {
         let since = clock.now();
         let mut registry = Registry::default();
         let disk = Arc::new(LocalDisk::open(data_dir.journal())?);
-        let driver =
-            Driver::start(settings.volumedriver.clone(), disk, table, clock.clone(), &mut registry).await?;
+        let driver = Driver::start_with_ssd_cache(
+            settings.volumedriver.clone(),
+            disk,
+            read_cache_disk(data_dir),
+            table,
+            clock.clone(),
+            &mut registry,
+        )
+        .await?;
         tracing::info!(took = took(since), "journal scanned");
 
         let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
@@ -319,6 +326,17 @@ fn log_filter(log: &LogControl) -> framework::LogFilter {
             tracing::info!(filter = text, "log filter changed");
             Ok(())
         }),
+    }
+}
+
+/// The folder of the read cache's part on the SSD. One that can't be made is no reason not to serve.
+fn read_cache_disk(data_dir: &DataDir) -> Option<Arc<dyn Disk>> {
+    match LocalDisk::open(data_dir.read_cache()) {
+        Ok(disk) => Some(Arc::new(disk)),
+        Err(error) => {
+            tracing::error!(%error, "the read cache is in memory alone");
+            None
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Settings of the volume driver, with their defaults.
 
+use crate::read_cache::MAX_SSD_CACHE_MIB;
 use serde::{Deserialize, Serialize};
 
 /// The largest segment that the journal takes, in MiB.
@@ -19,6 +20,9 @@ pub struct Settings {
     pub buffer_mib: u64,
     /// Memory for clusters read from the backend, in MiB.
     pub read_cache_mib: u64,
+    /// Room on the data directory's disk for clusters that are read again, in MiB; 0 for none. It is taken as it is
+    /// needed, and only while the disk has room for the whole write buffer beside it.
+    pub ssd_cache_mib: u64,
     /// Memory for pages of the cluster index, in MiB.
     pub index_cache_mib: u64,
     /// Seconds after which the oldest unsealed write is sealed into a SCO, full or not.
@@ -44,6 +48,7 @@ impl Default for Settings {
             segment_mib: 64,
             buffer_mib: 512,
             read_cache_mib: 512,
+            ssd_cache_mib: 8192,
             index_cache_mib: 256,
             seal_age_seconds: 5,
             uploads_per_volume: 4,
@@ -74,6 +79,7 @@ impl Settings {
         within("journal_mib", self.journal_mib, 8 * self.segment_mib, MAX_MIB)?;
         within("buffer_mib", self.buffer_mib, 16, MAX_MIB)?;
         within("read_cache_mib", self.read_cache_mib, 1, MAX_MIB)?;
+        within("ssd_cache_mib", self.ssd_cache_mib, 0, MAX_SSD_CACHE_MIB)?;
         within("index_cache_mib", self.index_cache_mib, 4, MAX_MIB)?;
         at_least("uploads_per_volume", self.uploads_per_volume as u64, 1)?;
         at_least("uploads", self.uploads as u64, 1)?;

@@ -57,6 +57,9 @@ pub struct ImageInfo {
     pub parent: Option<Parent>,
 }
 
+/// Bytes of the data directory's disk that the read cache leaves free, beside the whole write buffer.
+const RESERVE: u64 = 1 << 30;
+
 /// Newest Manifests that are read at a time.
 const READS: usize = 16;
 
@@ -74,10 +77,24 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Scans the journal and starts the shared machinery. Volumes are opened one by one, later.
+    /// Scans the journal and starts the shared machinery. Volumes are opened one by one, later. The read cache is in
+    /// memory alone.
     pub async fn start(
         settings: Settings,
         disk: Arc<dyn Disk>,
+        table: Arc<dyn Table>,
+        clock: Arc<dyn Clock>,
+        registry: &mut prometheus_client::registry::Registry,
+    ) -> Result<Arc<Driver>> {
+        Self::start_with_ssd_cache(settings, disk, None, table, clock, registry).await
+    }
+
+    /// As [`Driver::start`], with the second tier of the read cache on `cache`: a folder of its own, for nothing in it is
+    /// ever needed.
+    pub async fn start_with_ssd_cache(
+        settings: Settings,
+        disk: Arc<dyn Disk>,
+        cache: Option<Arc<dyn Disk>>,
         table: Arc<dyn Table>,
         clock: Arc<dyn Clock>,
         registry: &mut prometheus_client::registry::Registry,
@@ -98,12 +115,19 @@ impl Driver {
         );
         // What the segments hold beside entries, and what waits to be freed, takes room too.
         let device = Account::new(journal.capacity() / 10 * 8);
+        let metrics = Metrics::new(registry);
+        let mut read_cache = ReadCache::new(mib(settings.read_cache_mib), metrics.cache.clone());
+        if let Some(disk) = cache {
+            // The write buffer may still have all of its files to make, and what else lies there grows too.
+            let reserve = mib(settings.journal_mib) + RESERVE;
+            read_cache.add_ssd(mib(settings.ssd_cache_mib), reserve, disk, clock.clone()).await;
+        }
         let home = Home {
             clock,
             journal,
             table,
             memory: MemoryBudget::new(mib(settings.buffer_mib)),
-            cache: Arc::new(ReadCache::new(mib(settings.read_cache_mib))),
+            cache: Arc::new(read_cache),
             // The head maps take three quarters, what is read from TLogs the rest.
             pages: PageBudget::new(mib(settings.index_cache_mib) / 4 * 3),
             maps: Arc::new(MapCache::new(mib(settings.index_cache_mib) / 4)),
@@ -112,7 +136,7 @@ impl Driver {
             device,
             left: Arc::default(),
             created: Mutex::default(),
-            metrics: Metrics::new(registry),
+            metrics,
             epochs: recovered.volumes.iter().map(|(id, v)| (*id, v.epoch)).collect(),
             settings,
         };
@@ -304,6 +328,16 @@ impl Driver {
         self.home.journal.problem()
     }
 
+    /// Why a part of the read cache is off, if it should not be.
+    pub fn read_cache_problem(&self) -> Option<String> {
+        self.home.cache.problem()
+    }
+
+    /// Bounds what the read cache holds of a volume, open or not; `None` for no bound. It holds until this process ends.
+    pub fn set_cache_quota(&self, id: VolumeId, quota: Option<u64>) {
+        self.home.cache.set_quota(id, quota);
+    }
+
     /// Share of the write buffer that acknowledged and uncommitted data takes, 0.0 to 1.0.
     pub fn buffer_fill(&self) -> f64 {
         self.home.device.fill()
@@ -321,6 +355,7 @@ impl Driver {
             volume.close().await;
         });
         futures::stream::iter(stops).buffer_unordered(64).for_each(|()| async {}).await;
+        self.home.cache.close().await;
         self.home.journal.close().await;
     }
 }

@@ -5,7 +5,7 @@
 //! does not know it would never get.
 
 use crate::format::{envelope, keys, list, manifest, pool, sco, snapshot, tlog};
-use crate::{index, inspect, journal};
+use crate::{index, inspect, journal, read_cache};
 
 /// A function that a fuzzer calls, by name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
         sealed(data, snapshot::verify);
     }),
     ("index_page", index::page::fuzz),
+    ("cache_segment", read_cache::fuzz),
     ("journal_record", journal::fuzz),
     ("journal_recovery", |data| {
         journal::fuzz::recover(data);

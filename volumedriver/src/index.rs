@@ -252,9 +252,7 @@ impl Index {
     pub fn fill(&self, changes: &[Change<'_>], to: u64) -> Result<()> {
         let _changing = self.changing.lock();
         // Where nothing lies below, what was discarded is what is not there.
-        let hidden = |change: &&Change<'_>| {
-            self.of.above_parent || !matches!(change, Change::Discard { .. })
-        };
+        let hidden = |change: &&Change<'_>| self.of.above_parent || !matches!(change, Change::Discard { .. });
         for change in changes.iter().filter(hidden) {
             self.change(change, mutant::is_on("fill-overwrites"))?;
         }

@@ -9,6 +9,7 @@
 //! | `core` | the sans-I/O state that decides order: LSNs, frontiers, overlay |
 //! | [`journal`] | the write buffer: one journal per device, shared by all volumes |
 //! | `index` | the committed head map, a derived store |
+//! | `read_cache` | clusters from the backend, in memory and on the SSD |
 //! | `view` | the maps of snapshots, read from TLogs page by page |
 //! | `lsns` | which LSNs a head or a snapshot is made of |
 //! | [`mod@format`] | what lies on the backend: SCO, TLog, Manifest, lists |
@@ -46,5 +47,8 @@ pub use config::Settings;
 pub use driver::{CreateVolume, Driver, ImageInfo};
 pub use format::{Description, Parent};
 pub use pool::{Pool, PoolInfo};
+pub use read_cache::CacheUse;
 pub use volume::snapshot_device::SnapshotDevice;
-pub use volume::{Effort, Frontiers, Scrubbed, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus};
+pub use volume::{
+    CacheHits, Effort, Frontiers, Scrubbed, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus,
+};

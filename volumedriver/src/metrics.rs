@@ -1,5 +1,6 @@
 //! What the volume driver counts, all volumes together. Per volume, the frontiers tell.
 
+use crate::read_cache::Counters;
 use common::Clock;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -71,7 +72,7 @@ pub(crate) struct Metrics {
     pub damaged_scos: Counter,
     pub backend_reads: Counter,
     pub backend_read_bytes: Counter,
-    pub cache_hits: Counter,
+    pub cache: Counters,
     pub checksum_errors: Counter,
 }
 
@@ -90,7 +91,7 @@ impl Metrics {
             damaged_scos: Counter::default(),
             backend_reads: Counter::default(),
             backend_read_bytes: Counter::default(),
-            cache_hits: Counter::default(),
+            cache: Counters::new(registry),
             checksum_errors: Counter::default(),
         };
         let mut add = |name: &str, help: &str, counter: &Counter| {
@@ -101,12 +102,15 @@ impl Metrics {
         add("sealed_bytes", "Bytes of clusters in sealed SCOs, after coalescing", &m.sealed_bytes);
         add("tlogs", "TLogs put on the backend", &m.tlogs);
         add("manifests", "Manifests put on the backend", &m.manifests);
-        add("deleted_scos", "SCOs that were deleted, with nothing in them that anybody reads", &m.deleted_scos);
+        add(
+            "deleted_scos",
+            "SCOs that were deleted, with nothing in them that anybody reads",
+            &m.deleted_scos,
+        );
         add("relocated_bytes", "Bytes of relocation SCOs put on the backend", &m.relocated_bytes);
         add("damaged_scos", "SCOs that a scrub could not read", &m.damaged_scos);
         add("backend_reads", "Ranged reads of SCOs", &m.backend_reads);
         add("backend_read_bytes", "Bytes read from SCOs", &m.backend_read_bytes);
-        add("read_cache_hits", "Clusters found in the read cache", &m.cache_hits);
         add("checksum_errors", "Clusters read whose checksum was wrong", &m.checksum_errors);
         m
     }

@@ -3,7 +3,8 @@
 //! | room | what |
 //! |---|---|
 //! | `write` | requests that change the log: alignment, credit, claims, the journal, flush |
-//! | `read` | resolve, plan by source, fetch, verify |
+//! | `read` | resolve, plan by source, verify |
+//! | `fetch` | what is not in memory: from the SSD, from the backend once for all who ask, ahead of who reads on |
 //! | `pump` | the volume's one background task: seal, upload, commit, TLogs, Manifests |
 //! | `open` | fence, recover, cut, serve |
 //! | `merge` | several TLogs become one |
@@ -21,6 +22,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod differences;
+mod fetch;
 mod fill;
 mod merge;
 pub(crate) mod open;
@@ -41,7 +43,7 @@ use crate::format::snapshot::Description;
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
 use crate::metrics::Metrics;
-use crate::read_cache::ReadCache;
+use crate::read_cache::{CacheUse, ReadCache};
 use crate::view::{MAX_DEPTH, MapCache, View, Views};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -50,12 +52,13 @@ use common::{
     Result, VolumeId, mutant,
 };
 use differences::Changes;
+use fetch::Reads;
 use parking_lot::{Mutex, RwLock};
 use persist::Trouble;
 use pump::Command;
+pub use scrub::{Effort, Scrubbed};
 use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
-pub use scrub::{Effort, Scrubbed};
 pub use snapshots::{SnapshotChange, SnapshotInfo};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -109,6 +112,22 @@ pub struct VolumeStatus {
     pub snapshots: usize,
     /// Whether it is a template.
     pub template: bool,
+    /// What the read cache holds of it.
+    pub cache: CacheUse,
+    /// Where reads of what is on the backend found their clusters.
+    pub cache_hits: CacheHits,
+}
+
+/// Clusters that were read, by where they were found, since the volume was opened. What has not left the write buffer
+/// does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheHits {
+    /// In memory.
+    pub memory: u64,
+    /// On the SSD.
+    pub ssd: u64,
+    /// On the backend.
+    pub missed: u64,
 }
 
 /// How long a volume that closes waits for its background task.
@@ -157,6 +176,7 @@ pub(crate) struct Shared {
     pub left: Arc<Left>,
     pub memory: Arc<MemoryBudget>,
     pub cache: Arc<ReadCache>,
+    pub reads: Reads,
     pub maps: Arc<MapCache>,
     /// What a clone began as.
     pub parent: Option<Arc<View>>,
@@ -279,6 +299,12 @@ impl Volume {
             state,
             snapshots: snapshots.len(),
             template: snapshots.iter().any(|s| s.about.template),
+            cache: shared.cache.usage(shared.id),
+            cache_hits: CacheHits {
+                memory: shared.reads.memory.load(Ordering::Relaxed),
+                ssd: shared.reads.ssd.load(Ordering::Relaxed),
+                missed: shared.reads.missed.load(Ordering::Relaxed),
+            },
         }
     }
 
@@ -449,6 +475,7 @@ impl BlockDevice for Volume {
     }
 
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes> {
+        self.shared.look_ahead(&self.shared.reads.streams, None, offset, len);
         self.shared.read(offset, len).await
     }
 

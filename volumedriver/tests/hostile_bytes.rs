@@ -25,7 +25,8 @@ fn target(name: &str) -> fn(&[u8]) {
 
 #[test]
 fn objects_of_any_bytes_are_read_the_same_or_refused() {
-    for name in ["envelope", "keys", "pool", "sco", "tlog", "manifest", "list", "index_page"] {
+    for name in ["envelope", "keys", "pool", "sco", "tlog", "manifest", "list", "index_page", "cache_segment"]
+    {
         mutate::run(name, target(name), 8000);
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions};
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,6 +91,16 @@ impl Disk for LocalDisk {
         .await
     }
 
+    async fn available(&self) -> Result<u64> {
+        let dir = self.dir.clone();
+        blocking::run(move || {
+            let stat = rustix::fs::statvfs(&dir).map_err(std::io::Error::from);
+            let stat = stat.context(format!("asking for the free space of {}", dir.display()))?;
+            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        })
+        .await
+    }
+
     async fn list(&self) -> Result<Vec<String>> {
         let dir = self.dir.clone();
         blocking::run(move || {
@@ -171,14 +181,25 @@ impl DiskFile for LocalFile {
 
     async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         let mut buf = vec![0u8; len];
-        self.file.read_exact_at(&mut buf, offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::new(
-                ErrorKind::Corrupt,
-                format!("{} is shorter than {} bytes", self.path.display(), offset + len as u64),
-            ),
-            _ => Error::io(format!("reading {}", self.path.display()), &e),
-        })?;
-        Ok(buf.into())
+        // What the page cache has is a copy, cheaper than handing it to another thread.
+        let nowait = rustix::io::ReadWriteFlags::NOWAIT;
+        let done = rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(&mut buf)], offset, nowait);
+        if done == Ok(len) {
+            return Ok(buf.into());
+        }
+        // The rest is on the device, or this file system does not tell.
+        let (file, path) = (self.file.clone(), self.path.clone());
+        blocking::run(move || {
+            file.read_exact_at(&mut buf, offset).map_err(|e| match e.kind() {
+                std::io::ErrorKind::UnexpectedEof => Error::new(
+                    ErrorKind::Corrupt,
+                    format!("{} is shorter than {} bytes", path.display(), offset.saturating_add(len as u64)),
+                ),
+                _ => Error::io(format!("reading {}", path.display()), &e),
+            })?;
+            Ok(buf.into())
+        })
+        .await
     }
 
     async fn sync(&self) -> Result<()> {

@@ -250,6 +250,10 @@ impl Disk for SimDisk {
         }
     }
 
+    async fn available(&self) -> Result<u64> {
+        Ok(if self.alive()?.faults.full { 0 } else { 1 << 40 })
+    }
+
     async fn list(&self) -> Result<Vec<String>> {
         Ok(self.alive()?.files.keys().cloned().collect())
     }

@@ -405,6 +405,25 @@ async fn limits_are_shown_set_as_a_whole_and_taken_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cache_quota_is_shown_set_and_taken_away() {
+    let api = Api::start(None).await;
+    assert_eq!(api.vpool("p").await.status, 201);
+    assert!(api.vdisk("d").await.json::<Value>().get("cache_quota_bytes").is_none());
+    let patch = async |body: Value| api.ask("PATCH", "/api/v1/vdisks/p/d", Some(body)).await;
+    let set = patch(json!({"cache_quota_bytes": 1 << 30})).await.json::<Value>();
+    assert_eq!(set["cache_quota_bytes"], 1 << 30);
+    assert_eq!(set["cache"]["ssd_bytes"], 0);
+    // Nothing of it is done.
+    let wrong = patch(json!({"cache_quota_bytes": 5, "read_only": true})).await.problem();
+    assert!(wrong.detail.contains("cache quota of 5 bytes"), "{wrong:?}");
+    let shown = api.get("/api/v1/vdisks/p/d").await.json::<Vdisk>();
+    assert_eq!((shown.cache_quota_bytes, shown.read_only), (Some(1 << 30), false));
+    let none = patch(json!({"cache_quota_bytes": 0})).await.json::<Value>();
+    assert!(none.get("cache_quota_bytes").is_none());
+    api.router.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vdisk_in_use_needs_force() {
     let api = Api::start(None).await;
     assert_eq!(api.vpool("p").await.status, 201);

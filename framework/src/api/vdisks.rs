@@ -5,8 +5,8 @@ use super::extract::{Body, Names, Params};
 use super::problem::Answer;
 use super::qos;
 use crate::types::{
-    CloneOf, Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter, VdiskList,
-    VdiskPatch, VdiskState,
+    CacheUse, CloneOf, Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter,
+    VdiskList, VdiskPatch, VdiskState,
 };
 use axum::Json;
 use axum::extract;
@@ -85,6 +85,14 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         clone_of,
         snapshots: status.map(|s| s.snapshots as u64),
         qos: info.qos.map(qos::shown),
+        cache_quota_bytes: info.cache_quota,
+        cache: status.map(|s| CacheUse {
+            memory_bytes: s.cache.memory_bytes,
+            ssd_bytes: s.cache.ssd_bytes,
+            memory_hits: s.cache_hits.memory,
+            ssd_hits: s.cache_hits.ssd,
+            misses: s.cache_hits.missed,
+        }),
         dtl: Dtl { mode: info.dtl.as_str().to_string() },
         owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
         nbd_uri,
@@ -163,6 +171,8 @@ pub(super) async fn change(
     let mut info = None;
     // A limit that can't be right is refused before anything is changed.
     let limits = body.qos.map(qos::asked).transpose()?;
+    let quota = body.cache_quota_bytes.map(|bytes| Some(bytes).filter(|bytes| *bytes > 0));
+    objectrouter::check_cache_quota(quota.flatten())?;
     if let Some(size) = body.size_bytes {
         info = Some(state.router.resize_vdisk(&vpool, &name, size).await?);
     }
@@ -172,9 +182,15 @@ pub(super) async fn change(
     if let Some(limits) = limits {
         info = Some(state.router.set_qos(&vpool, &name, limits).await?);
     }
+    if let Some(quota) = quota {
+        info = Some(state.router.set_cache_quota(&vpool, &name, quota).await?);
+    }
     match info {
         Some(info) => Ok(Json(shown(&state, info))),
-        None => Err(Error::invalid("nothing to change: give 'size_bytes', 'read_only' or 'qos'").into()),
+        None => Err(Error::invalid(
+            "nothing to change: give 'size_bytes', 'read_only', 'qos' or 'cache_quota_bytes'",
+        )
+        .into()),
     }
 }
 

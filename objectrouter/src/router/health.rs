@@ -18,7 +18,7 @@ pub enum HealthLevel {
 /// One thing that is not well, or a notice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthItem {
-    /// What: `vpool/NAME`, `vdisk/VPOOL/NAME`, `journal`.
+    /// What: `vpool/NAME`, `vdisk/VPOOL/NAME`, `journal`, `read-cache`.
     pub subject: String,
     /// How bad.
     pub level: HealthLevel,
@@ -38,6 +38,10 @@ impl Router {
         let mut items = Vec::new();
         if let Some(problem) = self.driver.journal_problem() {
             items.push(HealthItem::new("journal".into(), HealthLevel::Error, problem));
+        }
+        if let Some(problem) = self.driver.read_cache_problem() {
+            let reason = format!("its part on the SSD is off until the next start: {problem}");
+            items.push(HealthItem::new("read-cache".into(), HealthLevel::Warning, reason));
         }
         let vdisks = self.vdisks();
         for pool in self.vpools() {

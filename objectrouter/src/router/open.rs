@@ -280,6 +280,7 @@ impl Router {
             Some(epoch) => epoch,
             None => self.change_record(vdisk, |record| record.epoch = record.epoch.next()).await?.epoch,
         };
+        self.driver.set_cache_quota(vdisk.id, vdisk.stored().record.cache_quota);
         let volume = self.driver.open(pool, vdisk.id, epoch).await?;
         self.opened(vdisk, volume).await;
         Ok(())

@@ -1,10 +1,14 @@
-//! Limits of vDisks, changed at run time.
+//! Limits and cache quotas of vDisks, changed at run time.
 
 use super::Router;
 use crate::qos::Qos;
 use crate::vdisk::VdiskInfo;
-use common::Result;
+use common::{Error, Result};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+
+/// Bytes that a cache quota may be.
+const CACHE_QUOTA: RangeInclusive<u64> = 1 << 20..=1 << 50;
 
 impl Router {
     /// Gives a vDisk these limits in place of those that it has; `None` takes them away. They hold
@@ -28,11 +32,50 @@ impl Router {
         self.tasks.run(task, work).await
     }
 
+    /// Bounds what the read cache holds of the clusters of a vDisk; `None` takes the bound away. It holds from now on, and
+    /// over a restart.
+    ///
+    /// # Errors
+    /// [`common::ErrorKind::Invalid`] for less than 1 MiB or more than 1 PiB, [`common::ErrorKind::NotFound`].
+    pub async fn set_cache_quota(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+        quota: Option<u64>,
+    ) -> Result<VdiskInfo> {
+        check_cache_quota(quota)?;
+        let vdisk = self.find_vdisk(vpool, name)?;
+        let router = self.clone();
+        let task = format!("set the cache quota of vDisk {vdisk}");
+        let work = async move {
+            let _work = vdisk.work.lock().await;
+            router.change_record(&vdisk, |record| record.cache_quota = quota).await?;
+            router.driver.set_cache_quota(vdisk.id, quota);
+            Ok(vdisk.info())
+        };
+        self.tasks.run(task, work).await
+    }
+
     /// Lets every request pass from now on, those that wait first: for a stop, which should not take
     /// as long as a limit makes it. Records stay as they are.
     pub fn lift_limits(&self) {
         for vdisk in self.all_vdisks() {
             vdisk.limits.set(None);
         }
+    }
+}
+
+/// Whether a cache quota can be.
+///
+/// # Errors
+/// [`common::ErrorKind::Invalid`].
+pub fn check_cache_quota(quota: Option<u64>) -> Result<()> {
+    match quota.filter(|quota| !CACHE_QUOTA.contains(quota)) {
+        Some(quota) => Err(Error::invalid(format!(
+            "a cache quota of {quota} bytes is out of range ({} to {}; 0: none)",
+            CACHE_QUOTA.start(),
+            CACHE_QUOTA.end()
+        ))),
+        None => Ok(()),
     }
 }

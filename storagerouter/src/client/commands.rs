@@ -80,9 +80,10 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
             show(output, &vdisk, tables::vdisk)
         }
-        VdiskAction::Set { vdisk, read_only } => {
+        VdiskAction::Set { vdisk, read_only, cache_quota } => {
             let path = vdisk_path(&api, vdisk).await?;
-            let body = VdiskPatch { read_only: Some(*read_only), ..VdiskPatch::default() };
+            let (read_only, cache_quota_bytes) = (*read_only, *cache_quota);
+            let body = VdiskPatch { read_only, cache_quota_bytes, ..VdiskPatch::default() };
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
             show(output, &vdisk, tables::vdisk)
         }

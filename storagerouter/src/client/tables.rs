@@ -128,6 +128,16 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
             f.accepted, f.synced, f.sealed, f.committed, f.trimmed
         )
     });
+    let cache = vdisk.cache.as_ref().map(|c| {
+        format!(
+            "{} in memory, {} on SSD; hits: memory {}, SSD {}; misses {}",
+            human(c.memory_bytes),
+            human(c.ssd_bytes),
+            c.memory_hits,
+            c.ssd_hits,
+            c.misses
+        )
+    });
     let clone_of = vdisk.clone_of.as_ref().map(|of| format!("{}@{}", of.vdisk, of.snapshot_id));
     pairs(vec![
         ("name", Some(format!("{}/{}", vdisk.vpool, vdisk.name))),
@@ -145,6 +155,8 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("owner", Some(vdisk.owner.clone())),
         ("in use by", Some(format!("{} connections", vdisk.in_use))),
         ("limits", vdisk.qos.as_ref().map(super::qos::line)),
+        ("read cache", cache),
+        ("cache quota", vdisk.cache_quota_bytes.map(both)),
         ("read only", vdisk.read_only.then(|| "yes".to_string())),
         ("template", vdisk.template.then(|| "yes".to_string())),
         ("clone of", clone_of),

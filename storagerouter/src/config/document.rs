@@ -78,6 +78,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "Memory for unsealed and unsent data, in MiB, all volumes together; beyond it the journal is read.",
     ),
     ("volumedriver.read_cache_mib", "Memory for clusters read from the backend, in MiB."),
+    (
+        "volumedriver.ssd_cache_mib",
+        "Room in the data directory for clusters that are read again, in MiB; 0 for none. It is taken as it is needed, \
+         while the disk has room for the whole write buffer beside it.",
+    ),
     ("volumedriver.index_cache_mib", "Memory for pages of the cluster index, in MiB."),
     (
         "volumedriver.seal_age_seconds",

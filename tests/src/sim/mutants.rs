@@ -61,6 +61,8 @@ pub const ALL: &[Mutant] = &[
     m("index-of-another-head", "after a rollback the local index is believed (rule 9)"),
     m("diff-without-tail", "what is committed and in no TLog yet is not said to differ from a snapshot"),
     m("diff-without-rollback", "what a rollback dropped is not said to differ from a snapshot that has it"),
+    m("cache-returns-another-key", "the read cache gives the cluster of another slot"),
+    m("ssd-is-believed", "what the read cache on the SSD gives is not verified (promise 6)"),
     m("crc-ignored", "a wrong checksum on a read is ignored (promise 6)"),
 ];
 

@@ -173,6 +173,7 @@ impl Maker {
             segment_mib: if heavy { 4 } else { 1 },
             buffer_mib: 16,
             read_cache_mib: 1,
+            ssd_cache_mib: self.rng.clone().u64(0..4).min(2),
             index_cache_mib: 4,
             seal_age_seconds: self.rng.u64(1..4),
             uploads_per_volume: self.rng.usize(1..5),

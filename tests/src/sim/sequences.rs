@@ -77,7 +77,16 @@ const HISTORIES: &[&[Op]] = &[
     &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Scrub, Op::Restart],
     &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Snapshot, Op::Write(1), Op::Scrub],
     &[Op::Write(0), Op::Write(1), Op::Snapshot, Op::Write(0), Op::Snapshot, Op::DeleteSnapshot, Op::Scrub],
-    &[Op::Write(0), Op::Write(1), Op::Upload, Op::Write(0), Op::Snapshot, Op::Clone, Op::Scrub, Op::Unaligned(1)],
+    &[
+        Op::Write(0),
+        Op::Write(1),
+        Op::Upload,
+        Op::Write(0),
+        Op::Snapshot,
+        Op::Clone,
+        Op::Scrub,
+        Op::Unaligned(1),
+    ],
     &[Op::Write(0), Op::Write(1), Op::Snapshot, Op::Clone, Op::Write(0), Op::Scrub, Op::Rollback, Op::Scrub],
     // Garbage that a rollback left, and what was discarded.
     &[Op::Snapshot, Op::Write(0), Op::Write(1), Op::Rollback, Op::Write(1), Op::Scrub],

@@ -21,6 +21,8 @@ pub type Coverage = BTreeMap<&'static str, u64>;
 /// See the module's head.
 pub struct World {
     disk: SimDisk,
+    /// Where the read cache has its second tier: it sees the same weather, and no fault of it may show.
+    cache: SimDisk,
     table: Arc<SimTable>,
     /// One store for the even volumes, one for the odd ones.
     stores: Vec<SimObjectStore>,
@@ -30,13 +32,15 @@ pub struct World {
     settings: Settings,
     driver: Option<Arc<Driver>>,
     /// The data directory that the last owner left behind when another one took over.
-    old: Option<(SimDisk, Arc<SimTable>)>,
+    old: Option<(SimDisk, SimDisk, Arc<SimTable>)>,
     /// The open volumes.
     pub volumes: Vec<Arc<Volume>>,
     count: usize,
     disk_faults: SimDiskFaults,
     coverage: Coverage,
     random: fastrand::Rng,
+    /// What a power cut leaves of the read cache.
+    cache_random: fastrand::Rng,
 }
 
 fn id(volume: usize) -> VolumeId {
@@ -55,6 +59,7 @@ impl World {
         }
         let mut world = World {
             disk: SimDisk::new(),
+            cache: SimDisk::new(),
             table: Arc::new(SimTable::new()),
             stores,
             pools,
@@ -67,6 +72,7 @@ impl World {
             disk_faults: SimDiskFaults::default(),
             coverage: Coverage::new(),
             random: fastrand::Rng::with_seed(seed ^ 0x7ea5),
+            cache_random: fastrand::Rng::with_seed(seed ^ 0xcac4e),
         };
         world.disk.set_random(world.random.fork());
         let driver = world.start().await?;
@@ -87,8 +93,11 @@ impl World {
     async fn start(&mut self) -> Result<Arc<Driver>> {
         let mut registry = Default::default();
         let disk = Arc::new(self.disk.process());
+        let cache = Arc::new(self.cache.process());
         let (table, clock) = (self.table.clone(), self.clock.clone());
-        let driver = Driver::start(self.settings.clone(), disk, table, clock, &mut registry).await?;
+        let settings = self.settings.clone();
+        let driver =
+            Driver::start_with_ssd_cache(settings, disk, Some(cache), table, clock, &mut registry).await?;
         self.driver = Some(driver.clone());
         Ok(driver)
     }
@@ -169,12 +178,14 @@ impl World {
         self.disk_faults.flipped_reads = 0;
         change(&mut self.disk_faults);
         self.disk.set_faults(self.disk_faults.clone());
+        self.cache.set_faults(self.disk_faults.clone());
     }
 
     /// Nothing goes wrong any more.
     pub fn fair_weather(&mut self) {
         self.disk_faults = SimDiskFaults::default();
         self.disk.set_faults(SimDiskFaults::default());
+        self.cache.set_faults(SimDiskFaults::default());
         self.stores.iter().for_each(|s| s.set_faults(StoreFaults::default()));
         self.table.fail_writes(0);
         self.die_at(None, None);
@@ -224,12 +235,15 @@ impl World {
         match crash {
             Crash::Kill | Crash::Clean => {
                 self.disk.kill();
+                self.cache.kill();
                 // What the dead process still does reaches the store at most, as a zombie's put does.
                 self.table = Arc::new(self.table.successor());
             }
             Crash::Power(kept) => {
                 let random = &mut self.random;
                 self.disk.crash(|| random.u32(0..100) < kept);
+                let cache_random = &mut self.cache_random;
+                self.cache.crash(|| cache_random.u32(0..100) < kept);
                 self.table = Arc::new(self.table.successor());
                 self.table.crash(|n| random.usize(0..=n));
             }
@@ -239,16 +253,22 @@ impl World {
                     self.disk.kill();
                 }
                 let disk = std::mem::take(&mut self.disk);
+                let cache = std::mem::take(&mut self.cache);
                 let table = std::mem::replace(&mut self.table, Arc::new(SimTable::new()));
                 self.disk.set_random(self.random.fork());
-                self.old = Some((disk, table)).filter(|_| crash == Crash::Takeover).or(self.old.take());
+                self.old =
+                    Some((disk, cache, table)).filter(|_| crash == Crash::Takeover).or(self.old.take());
             }
             Crash::OldDataDir => {
                 self.tally();
                 self.disk.kill();
                 // Without one it is a new one.
-                let (disk, table) = self.old.take().unwrap_or_default();
+                let (disk, cache, table) = self.old.take().unwrap_or_default();
                 self.disk = disk;
+                self.cache.kill();
+                self.cache = cache;
+                self.cache.kill();
+                self.cache.forget_tally();
                 if self.disk.tally().failed_syncs > 0 {
                     // What its failed syncs lost is lost: the machine's memory did not come along.
                     let random = &mut self.random;
@@ -271,7 +291,11 @@ impl World {
     /// Takes what the local doors have counted.
     fn tally(&mut self) {
         let t = self.disk.tally();
+        let c = self.cache.tally();
         for (what, n) in [
+            ("read cache: write or sync error", c.failed_writes + c.failed_syncs),
+            ("read cache: wrong bit", c.flipped_reads),
+            ("read cache: unsynced sector lost", c.lost_sectors),
             ("disk full", t.full),
             ("disk write error", t.failed_writes),
             ("disk sync error", t.failed_syncs),

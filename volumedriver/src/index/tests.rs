@@ -193,7 +193,10 @@ fn an_empty_index_is_filled_in_below_what_it_knows_already_and_goes_on_where_it_
     assert_eq!((map[9], map[12], map[19]), (of_old(9), of_old(12), of_old(19)));
     assert!(matches!(map[10], Mapped::At(l) if l.sco() == sco(6)));
     assert_eq!((map[20], map[300], map[619]), (Mapped::Hole, Mapped::Hole, Mapped::Hole));
-    assert_eq!((map[620], map[1000], map[2029], map[2030]), (Mapped::Zero, Mapped::Zero, Mapped::Zero, Mapped::Absent));
+    assert_eq!(
+        (map[620], map[1000], map[2029], map[2030]),
+        (Mapped::Zero, Mapped::Zero, Mapped::Zero, Mapped::Absent)
+    );
     assert_eq!(index.live(old), 20 - 2);
 }
 
@@ -208,7 +211,9 @@ fn what_was_moved_is_found_there_unless_it_was_overwritten_meanwhile() {
     let new = ScoId { epoch: Epoch(1), number: crate::format::sco::FIRST_RELOC + 1 };
     index.add_sco(new, 500, Lsn(1));
     let moves = was.iter().zip(0u32..).map(|(m, i)| match m {
-        Mapped::At(from) => Move { addr: u64::from(i), from: *from, to: Location::new(new, i, from.crc()).unwrap() },
+        Mapped::At(from) => {
+            Move { addr: u64::from(i), from: *from, to: Location::new(new, i, from.crc()).unwrap() }
+        }
         _ => panic!("it is mapped"),
     });
     index.relocate(&moves.collect::<Vec<_>>(), 1).unwrap();

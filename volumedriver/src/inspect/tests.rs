@@ -52,7 +52,9 @@ fn the_lines_say_what_is_in_it() {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
     let text = describe("x", &tlogs::example().0).unwrap();
-    for line in ["    2: relocation SCO 1/2147483651, 30000 bytes", "  block 0 at 4096: ", "    zero     LSN 999 "] {
+    for line in
+        ["    2: relocation SCO 1/2147483651, 30000 bytes", "  block 0 at 4096: ", "    zero     LSN 999 "]
+    {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
 }

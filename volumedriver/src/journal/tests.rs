@@ -201,6 +201,10 @@ impl Disk for SlowDisk {
         Ok(self.slow(self.disk.open(name).await?))
     }
 
+    async fn available(&self) -> Result<u64> {
+        self.disk.available().await
+    }
+
     async fn list(&self) -> Result<Vec<String>> {
         self.disk.list().await
     }

@@ -157,6 +157,7 @@ pub(crate) async fn open(
         left: home.left.clone(),
         memory: home.memory.clone(),
         cache: home.cache.clone(),
+        reads: Default::default(),
         maps: home.maps.clone(),
         parent,
         base: RwLock::new(base),

@@ -5,15 +5,16 @@
 
 use super::Shared;
 use crate::core::{Run, Source};
-use crate::format::keys;
-use crate::format::sco::{ScoId, cluster_offset};
+use crate::format::sco::ScoId;
 use crate::index::{Location, Mapped};
 use crate::journal::JournalLoc;
 use crate::log::{Crcs, cluster_crc};
+use crate::read_cache::Key;
 use crate::view::{Place, View};
 use bytes::Bytes;
 use common::{Error, ErrorKind, Extent, Lsn, Result, VolumeId, mutant};
 use futures::StreamExt;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Clusters of one fetch: bounds the size of a ranged get.
@@ -26,17 +27,17 @@ const FETCHES: usize = 8;
 const MAX_EXTENT_CLUSTERS: u64 = 128 * 1024;
 
 /// Consecutive clusters in consecutive slots of one SCO.
-struct Fetch {
+pub(super) struct Fetch {
     /// Whose SCO it is.
-    volume: VolumeId,
-    addr: u64,
-    sco: ScoId,
-    slot: u32,
-    crcs: Crcs,
+    pub volume: VolumeId,
+    pub addr: u64,
+    pub sco: ScoId,
+    pub slot: u32,
+    pub crcs: Crcs,
 }
 
 /// What the answer to a read is made of.
-struct Plan {
+pub(super) struct Plan {
     addr: u64,
     count: u64,
     /// Content that is at hand, and the address of its first cluster.
@@ -44,6 +45,30 @@ struct Plan {
     fetches: Vec<Fetch>,
     /// Ranges that this volume's own map does not know.
     absent: Vec<(u64, u64)>,
+    /// Clusters of one fetch at most.
+    longest: u64,
+    /// Nobody waits for it: what is in the cache already is left there.
+    ahead: bool,
+}
+
+impl Plan {
+    fn new(addr: u64, count: u64, parts: usize) -> Plan {
+        let (parts, fetches, absent) = (Vec::with_capacity(parts), Vec::new(), Vec::new());
+        Plan { addr, count, parts, fetches, absent, longest: MAX_FETCH, ahead: false }
+    }
+
+    /// For reading ahead, by fetches of at most `longest` clusters.
+    pub fn ahead(addr: u64, count: u64, longest: u64) -> Plan {
+        Plan { longest, ahead: true, ..Plan::new(addr, count, 0) }
+    }
+
+    pub fn take_absent(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.absent)
+    }
+
+    pub fn into_fetches(self) -> Vec<Fetch> {
+        self.fetches
+    }
 }
 
 impl Shared {
@@ -108,7 +133,7 @@ impl Shared {
     }
 
     async fn try_read_view(&self, view: &View, addr: u64, count: u64) -> Result<Bytes> {
-        let mut plan = Plan { addr, count, parts: Vec::new(), fetches: Vec::new(), absent: Vec::new() };
+        let mut plan = Plan::new(addr, count, 0);
         self.resolve_view(view, addr, count, &mut plan).await?;
         self.carry_out(plan).await
     }
@@ -123,7 +148,13 @@ impl Shared {
         Ok(places)
     }
 
-    async fn resolve_view(&self, view: &View, addr: u64, count: u64, plan: &mut Plan) -> Result<()> {
+    pub(super) async fn resolve_view(
+        &self,
+        view: &View,
+        addr: u64,
+        count: u64,
+        plan: &mut Plan,
+    ) -> Result<()> {
         for (at, place) in (addr..).zip(self.places(view, addr, count).await?) {
             if let Place::At(volume, location) = place {
                 self.plan(plan, at, volume, location);
@@ -138,8 +169,7 @@ impl Shared {
         if let [Run { source: Source::Memory(data), .. }] = runs.as_slice() {
             return Ok(data.clone());
         }
-        let parts = Vec::with_capacity(runs.len());
-        let mut plan = Plan { addr, count, parts, fetches: Vec::new(), absent: Vec::new() };
+        let mut plan = Plan::new(addr, count, runs.len());
         for run in runs {
             match run.source {
                 Source::Memory(data) => plan.parts.push((run.addr, data)),
@@ -152,7 +182,7 @@ impl Shared {
             }
         }
         if let Some(below) = &below {
-            for (addr, count) in std::mem::take(&mut plan.absent) {
+            for (addr, count) in plan.take_absent() {
                 self.resolve_view(below, addr, count, &mut plan).await?;
             }
         }
@@ -164,7 +194,7 @@ impl Shared {
         let mut fetched =
             futures::stream::iter(fetches.into_iter().map(|f| self.fetch(f))).buffer_unordered(FETCHES);
         while let Some(part) = fetched.next().await {
-            parts.push(part?);
+            parts.extend(part?);
         }
         let len = (count * u64::from(self.cluster)) as usize;
         if let [(_, data)] = parts.as_slice()
@@ -199,7 +229,7 @@ impl Shared {
     }
 
     /// Finds committed clusters: in the cache, or as fetches of consecutive slots.
-    fn resolve(&self, addr: u64, count: u64, plan: &mut Plan) -> Result<()> {
+    pub(super) fn resolve(&self, addr: u64, count: u64, plan: &mut Plan) -> Result<()> {
         let mut mapped = Vec::with_capacity(count as usize);
         self.index.lookup(addr, count, &mut mapped)?;
         for (at, mapped) in (addr..).zip(mapped) {
@@ -218,13 +248,19 @@ impl Shared {
     /// Adds the cluster at `at`, which lies in a SCO of `volume`: from the cache, or to a fetch.
     fn plan(&self, plan: &mut Plan, at: u64, volume: VolumeId, location: Location) {
         let (sco, slot) = (location.sco(), location.slot());
-        if let Some(data) = self.cache.get(volume, sco, slot) {
-            self.metrics.cache_hits.inc();
+        let key = Key { volume, sco, slot };
+        if plan.ahead {
+            if self.cache.contains(&key) {
+                return;
+            }
+        } else if let Some(data) = self.cache.get(&key) {
+            self.metrics.cache.memory_hits.inc();
+            self.reads.memory.fetch_add(1, Ordering::Relaxed);
             plan.parts.push((at, data));
             return;
         }
         match plan.fetches.last_mut() {
-            Some(f) if f.continues(at, volume, location) => f.crcs.push(location.crc()),
+            Some(f) if f.continues(at, volume, location, plan.longest) => f.crcs.push(location.crc()),
             _ => plan.fetches.push(Fetch {
                 volume,
                 addr: at,
@@ -233,30 +269,6 @@ impl Shared {
                 crcs: std::iter::once(location.crc()).collect(),
             }),
         }
-    }
-
-    async fn fetch(&self, fetch: Fetch) -> Result<(u64, Bytes)> {
-        let key = keys::sco_key(fetch.volume, fetch.sco);
-        let from = cluster_offset(fetch.slot, self.cluster);
-        let len = fetch.crcs.len() as u64 * u64::from(self.cluster);
-        let range = from..from + len;
-        // A store that is away is waited for: the client sees latency, not an error.
-        let what = format!("reading '{key}'");
-        let begin = self.clock.now();
-        let data = self.persist(&what, || self.store.get_range(&key, range.clone())).await?;
-        self.metrics.stages.read_backend.done(&*self.clock, begin);
-        self.metrics.backend_reads.inc();
-        self.metrics.backend_read_bytes.inc_by(len);
-        self.verify(fetch.volume, fetch.addr, &data, &fetch.crcs, || {
-            format!("object '{key}' at byte {from}")
-        })?;
-        let single = data.len() == self.cluster as usize;
-        for (i, slot) in (fetch.slot..).take(fetch.crcs.len()).enumerate() {
-            let at = i * self.cluster as usize;
-            let cluster = data.slice(at..at + self.cluster as usize);
-            self.cache.insert(fetch.volume, fetch.sco, slot, &cluster, !single);
-        }
-        Ok((fetch.addr, data))
     }
 
     /// Checks each cluster, written by `volume`, against its checksum; the error names the first that fails.
@@ -376,9 +388,24 @@ fn not_found_is_lost(error: Error) -> Error {
 }
 
 impl Fetch {
-    fn continues(&self, addr: u64, volume: VolumeId, location: Location) -> bool {
+    /// Its slots.
+    pub fn slots(&self) -> Range<u32> {
+        self.slot..self.slot + self.crcs.len() as u32
+    }
+
+    /// The address of one of its slots.
+    pub fn addr_of(&self, slot: u32) -> u64 {
+        self.addr + u64::from(slot - self.slot)
+    }
+
+    /// The checksums of some of its slots.
+    pub fn crcs_of(&self, slots: &Range<u32>) -> &[u32] {
+        &self.crcs[(slots.start - self.slot) as usize..(slots.end - self.slot) as usize]
+    }
+
+    fn continues(&self, addr: u64, volume: VolumeId, location: Location, longest: u64) -> bool {
         let n = self.crcs.len() as u64;
-        n < MAX_FETCH
+        n < longest
             && self.volume == volume
             && self.addr + n == addr
             && self.sco == location.sco()

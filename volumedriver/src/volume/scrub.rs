@@ -19,8 +19,8 @@ mod job;
 mod swap;
 
 pub(super) use job::{Failed, Outcome, Plan, run};
-pub(super) use swap::Scrubs;
 pub use swap::Scrubbed;
+pub(super) use swap::Scrubs;
 
 use super::tlogs::{Group, Run, Seen};
 use crate::format::sco::ScoId;
@@ -199,9 +199,8 @@ pub(super) fn rewrite_from(
     victims: &BTreeSet<ScoId>,
     effort: Effort,
 ) -> Option<usize> {
-    let names = |run: &Vec<Arc<Tree>>| {
-        run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id))
-    };
+    let names =
+        |run: &Vec<Arc<Tree>>| run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id));
     let for_victims = trees.iter().position(names);
     let merged = match (effort, group.seen) {
         _ if group.runs.len() < 2 => None,

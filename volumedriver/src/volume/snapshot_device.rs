@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::pump::Command;
+use crate::read_cache::streams::Streams;
 use crate::view::View;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,11 +15,12 @@ pub struct SnapshotDevice {
     shared: Arc<Shared>,
     view: Arc<View>,
     commands: mpsc::WeakSender<Command>,
+    streams: Streams,
 }
 
 impl SnapshotDevice {
     pub(super) fn new(shared: Arc<Shared>, view: Arc<View>, commands: mpsc::WeakSender<Command>) -> Self {
-        Self { shared, view, commands }
+        Self { shared, view, commands, streams: Streams::default() }
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<()> {
@@ -58,6 +60,7 @@ impl BlockDevice for SnapshotDevice {
         let cluster = u64::from(self.shared.cluster);
         let first = offset / cluster;
         let count = (offset + len).div_ceil(cluster) - first;
+        self.shared.look_ahead(&self.streams, Some(&self.view), offset, len as u32);
         let clusters = self.shared.read_view(&self.view, first, count).await?;
         let skip = (offset - first * cluster) as usize;
         Ok(clusters.slice(skip..skip + len as usize))

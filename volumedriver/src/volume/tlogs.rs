@@ -9,8 +9,8 @@ use crate::format::tlog::{self, DictEntry, NO_DICT, TLog, TLogEntry};
 use crate::format::{keys, list};
 use crate::index::Change;
 use crate::log::Kind;
-use bytes::Bytes;
 use crate::lsns::Lsns;
+use bytes::Bytes;
 use common::{Epoch, Lsn, ObjectStore, Result, VolumeId, mutant};
 use std::collections::BTreeSet;
 

@@ -101,7 +101,10 @@ fn names_are_those_of_the_documentation() {
     let id = ScoId { epoch: Epoch(3), number: 0x1f };
     assert_eq!(keys::manifest_key(volume, 1), format!("{v}/m/fffffffffffffffe"));
     assert_eq!(keys::sco_key(volume, id), format!("{v}/s/0000000000000003/000000000000001f"));
-    assert_eq!(keys::sco_key(volume, ScoId { number: crate::format::sco::FIRST_RELOC + 31, ..id }), format!("{v}/r/0000000000000003/000000008000001f"));
+    assert_eq!(
+        keys::sco_key(volume, ScoId { number: crate::format::sco::FIRST_RELOC + 31, ..id }),
+        format!("{v}/r/0000000000000003/000000008000001f")
+    );
     assert_eq!(
         keys::tlog_key(volume, id.epoch, id.number),
         format!("{v}/t/0000000000000003/000000000000001f")

@@ -46,6 +46,9 @@ pub(in crate::volume) struct Outcome {
     pub space: Space,
     /// Bytes of clusters that were copied.
     pub copied: u64,
+    /// Bytes of SCOs that go, and of those that come.
+    pub freed: u64,
+    pub spent: u64,
 }
 
 /// Why a job did not end, and the SCO that is to blame.
@@ -74,11 +77,7 @@ struct Live {
 }
 
 /// Carries out a plan.
-pub(in crate::volume) async fn run(
-    shared: Arc<Shared>,
-    writer: u128,
-    plan: Plan,
-) -> Result<Outcome, Failed> {
+pub(in crate::volume) async fn run(shared: Arc<Shared>, writer: u128, plan: Plan) -> Result<Outcome, Failed> {
     let job = Job { shared: &shared, writer, plan: &plan };
     job.run().await
 }
@@ -126,8 +125,7 @@ impl Job<'_> {
                     worth: super::super::reclaim::WORTH,
                     tip: self.plan.tip,
                 };
-                let kept =
-                    |id: ScoId, used: &super::Use| self.plan.damaged.contains(&id) || !seen(used);
+                let kept = |id: ScoId, used: &super::Use| self.plan.damaged.contains(&id) || !seen(used);
                 victims(&uses, &shared.index, &limits, kept)
             }
         };
@@ -166,6 +164,8 @@ impl Job<'_> {
         outcome.removed.extend(removed);
         outcome.added = added;
         outcome.gone = uses.keys().filter(|id| !names.contains(id)).copied().collect();
+        outcome.freed = outcome.gone.iter().filter_map(|id| uses.get(id)).map(|used| used.len).sum();
+        outcome.spent = outcome.relocated.iter().map(|r| r.1).sum();
         Ok(outcome)
     }
 
@@ -239,21 +239,23 @@ impl Job<'_> {
             Failed { sco: broken.then_some(id), error: error.context(format!("scrubbing '{key}'")) }
         };
         let read = async |first: u32, last: u32| {
-            let (from, to) = (cluster_offset(first, shared.cluster), cluster_offset(last, shared.cluster) + size);
-            shared.persist("reading a SCO to scrub it", || async {
-                let data = shared.store.get_range(&key, from..to).await?;
-                let wanted = clusters.iter().filter(|c| (first..=last).contains(&c.slot));
-                for c in wanted {
-                    let at = (c.slot - first) as usize * size as usize;
-                    let cluster = data.get(at..at + size as usize).unwrap_or_default();
-                    if mutant::is_on("scrub-launders") {
-                        continue;
+            let (from, to) =
+                (cluster_offset(first, shared.cluster), cluster_offset(last, shared.cluster) + size);
+            shared
+                .persist("reading a SCO to scrub it", || async {
+                    let data = shared.store.get_range(&key, from..to).await?;
+                    let wanted = clusters.iter().filter(|c| (first..=last).contains(&c.slot));
+                    for c in wanted {
+                        let at = (c.slot - first) as usize * size as usize;
+                        let cluster = data.get(at..at + size as usize).unwrap_or_default();
+                        if mutant::is_on("scrub-launders") {
+                            continue;
+                        }
+                        shared.verify(shared.id, c.addr, cluster, &[c.crc], || format!("object '{key}'"))?;
                     }
-                    shared.verify(shared.id, c.addr, cluster, &[c.crc], || format!("object '{key}'"))?;
-                }
-                Ok(data)
-            })
-            .await
+                    Ok(data)
+                })
+                .await
         };
         let mut out = Vec::with_capacity(clusters.len());
         // All at once where most of it is wanted, else run by run.
@@ -356,7 +358,10 @@ impl Job<'_> {
                             if mutant::is_on("live-cluster-not-copied") {
                                 continue;
                             }
-                            return Err(Error::internal(format!("slot {} of SCO {sco} was not copied", slot + i)));
+                            return Err(Error::internal(format!(
+                                "slot {} of SCO {sco} was not copied",
+                                slot + i
+                            )));
                         };
                         let at = Some((sco, slot, std::slice::from_ref(crc)));
                         let one = Piece { addr: piece.addr + u64::from(i), count: 1, at, ..piece };

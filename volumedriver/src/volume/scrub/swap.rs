@@ -97,7 +97,8 @@ impl Pump {
             return stored != self.scrubs.in_vain;
         }
         // What came since the last one in vain is worth looking at again.
-        let grown = stored.saturating_sub(self.scrubs.in_vain).max(self.scrubs.in_vain.saturating_sub(stored));
+        let grown =
+            stored.saturating_sub(self.scrubs.in_vain).max(self.scrubs.in_vain.saturating_sub(stored));
         let fresh = self.scrubs.in_vain == 0 || grown * 50 >= stored;
         let least = if idle { 0 } else { 4 * u64::from(shared.sco_size) };
         fresh && garbage > least && stored * 100 > live * (shared.settings.scrub_percent + SLACK)
@@ -168,12 +169,14 @@ impl Pump {
         };
         let (scos, tlogs, copied) = (outcome.gone.len(), outcome.removed.len(), outcome.copied);
         let nothing = outcome.removed.is_empty();
+        // As it was, not as it was thought: clusters of one address do not fit one SCO.
+        let freed = outcome.freed > outcome.spent;
         self.scrubs.space = outcome.space;
         if !nothing {
             self.swap(outcome).await?;
             tracing::info!(volume = %shared.id, scos, tlogs, copied, ?effort, "scrubbed");
         }
-        let gained = scos > 0 || (effort == Some(Effort::Merge) && !nothing);
+        let gained = freed || (effort == Some(Effort::Merge) && !nothing);
         self.scrubs.in_vain = if gained { 0 } else { self.stored() };
         if let Some(asked) = self.scrubs.asked.first_mut().filter(|asked| Some(asked.0) == effort) {
             asked.1.scos += scos as u64;
