@@ -150,6 +150,8 @@ fn the_document_names_every_route() {
         "patch /api/v1/vdisks/{vpool}/{name}",
         "delete /api/v1/vdisks/{vpool}/{name}",
         "post /api/v1/vdisks/{vpool}/{name}/drain",
+        "get /api/v1/vdisks/{vpool}/{name}/export",
+        "post /api/v1/vdisks/{vpool}/{name}/import",
         "get /api/v1/vdisks/{vpool}/{name}/snapshots",
         "post /api/v1/vdisks/{vpool}/{name}/snapshots",
         "get /api/v1/vdisks/{vpool}/{name}/snapshots/{snapshot}",

@@ -92,6 +92,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("volumedriver.uploads", "SCOs of all volumes that are uploaded at a time."),
     ("volumedriver.tlog_scos", "SCOs covered by one TLog."),
     ("volumedriver.tlog_entries", "Map entries covered by one TLog."),
+    ("volumedriver.scrub", "Whether volumes are scrubbed by themselves."),
+    (
+        "volumedriver.scrub_percent",
+        "Bytes stored for each 100 live ones that a scrub leaves (105 to 1000); less takes more copying.",
+    ),
 ];
 
 /// The defaults, flat: `section.key` to its value.
