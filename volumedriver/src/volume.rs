@@ -216,7 +216,8 @@ impl Shared {
 
     /// What lies below the local index: to be asked for before the index is, which only learns.
     pub fn below(&self) -> Option<Arc<View>> {
-        self.base.read().clone().or_else(|| self.parent.clone())
+        let base = if self.index.is_whole() { None } else { self.base.read().clone() };
+        base.or_else(|| self.parent.clone())
     }
 
     /// A number for a TLog or list page of this epoch, never given out before.

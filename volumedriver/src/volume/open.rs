@@ -48,7 +48,7 @@ const INDEX_GUESS: u64 = 128 << 10;
 
 /// Bytes of TLogs above the local index's watermark that are read before the volume serves. More than that, and the
 /// index is made anew beside.
-const MAX_MISSED: u64 = 16 << 20;
+const MAX_MISSED: u64 = u64::MAX;
 
 /// Foreign Manifests that may come between before opening gives up.
 const FENCE_TRIES: usize = 16;
@@ -461,7 +461,10 @@ async fn load_index(
     let (index, watermark) = Index::open(id, home.table.clone(), home.pages.clone(), covered, of)?;
     let in_head = |t: &&TLogRef| t.lsn_hi > watermark && image.head.hold(t.lsn_lo, t.lsn_hi);
     let missed: u64 = image.tlogs.iter().filter(in_head).map(|t| t.obj.len).sum();
-    if watermark == Lsn(0) || missed > MAX_MISSED {
+    if watermark == Lsn(0) && missed <= MAX_MISSED {
+        index.begin_anew(watermark)?;
+        index.fill(&[], u64::MAX)?;
+    } else if missed > MAX_MISSED {
         // It is filled in while the volume serves.
         index.begin_anew(covered)?;
         return Ok(index);

@@ -40,6 +40,8 @@ pub(in crate::volume) struct Outcome {
     /// Relocation SCOs: bytes, and when their clusters were written, on average.
     pub relocated: Vec<(ScoId, u64, Lsn)>,
     pub moves: Vec<Move>,
+    /// Discards were dropped: a map from before them does not learn of them any more.
+    pub forgot: bool,
     /// SCOs that nothing will name any more.
     pub gone: Vec<ScoId>,
     /// What the TLogs took before.
@@ -156,11 +158,13 @@ impl Job<'_> {
             uses.get(&id).map(|used| used.len).or_else(of_new).unwrap_or(0)
         };
         let (mut removed, mut added): (Vec<TLogRef>, Vec<TLogRef>) = (Vec::new(), Vec::new());
+        let mut forgot = false;
         for rewrite in &rewrites {
-            let new = self.rewrite(rewrite, &victims, &moved, &len, &mut names).await?;
+            let new = self.rewrite(rewrite, &victims, &moved, &len, &mut names, &mut forgot).await?;
             removed.extend(rewrite.runs.iter().flat_map(|run| &run.parts));
             added.extend(new);
         }
+        outcome.forgot = forgot;
         outcome.removed.extend(removed);
         outcome.added = added;
         outcome.gone = uses.keys().filter(|id| !names.contains(id)).copied().collect();
@@ -339,6 +343,7 @@ impl Job<'_> {
         moved: &Moved,
         len: &impl Fn(ScoId) -> u64,
         names: &mut BTreeSet<ScoId>,
+        forgot: &mut bool,
     ) -> Result<Vec<TLogRef>> {
         let (Some(first), Some(last)) = (rewrite.runs.first(), rewrite.runs.last()) else {
             return Ok(Vec::new());
@@ -348,6 +353,7 @@ impl Job<'_> {
         let mut merge = Merge::new(self.shared, rewrite.runs, 0);
         while let Some(piece) = merge.next().await? {
             if piece.kind == Kind::Discard && rewrite.bottom {
+                *forgot = true;
                 continue;
             }
             let mut full = Vec::new();

@@ -203,7 +203,7 @@ impl Pump {
 
     async fn swap(&mut self, outcome: Outcome) -> Result<()> {
         let shared = self.shared.clone();
-        let Outcome { removed, added, relocated, moves, gone, .. } = outcome;
+        let Outcome { removed, added, relocated, moves, forgot, gone, .. } = outcome;
         let key_of = |t: &crate::format::manifest::TLogRef| keys::object_key(shared.id, &t.obj);
         let scos = |ids: &[ScoId]| ids.iter().map(|id| keys::sco_key(shared.id, *id)).collect::<Vec<_>>();
         if !self.tlogs.swap(&removed, &added) {
@@ -215,7 +215,7 @@ impl Pump {
         if mutant::is_on("delete-before-the-manifest") {
             delete_quietly(&*shared.store, scos(&gone)).await;
         }
-        let moved = !moves.is_empty();
+        let moved = !moves.is_empty() || forgot;
         self.put_manifest(ManifestKind::Normal, |m| {
             m.relocations += u64::from(moved && !mutant::is_on("relocation-not-counted"));
         })
