@@ -48,7 +48,7 @@ const INDEX_GUESS: u64 = 128 << 10;
 
 /// Bytes of TLogs above the local index's watermark that are read before the volume serves. More than that, and the
 /// index is made anew beside.
-const MAX_MISSED: u64 = u64::MAX;
+const MAX_MISSED: u64 = 1 << 62;
 
 /// Foreign Manifests that may come between before opening gives up.
 const FENCE_TRIES: usize = 16;
