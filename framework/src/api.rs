@@ -76,6 +76,7 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(vdisks::list, vdisks::create))
         .routes(routes!(vdisks::show, vdisks::change, vdisks::delete))
         .routes(routes!(vdisks::drain))
+        .routes(routes!(vdisks::scrub))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show, snapshots::change, snapshots::delete))
         .routes(routes!(snapshots::create_group))

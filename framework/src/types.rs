@@ -5,10 +5,12 @@
 
 mod backup;
 mod qos;
+mod scrub;
 mod snapshots;
 
 pub use backup::{ExportQuery, ImportQuery, Imported};
 pub use qos::Qos;
+pub use scrub::{ScrubQuery, ScrubState, Scrubbed};
 pub use snapshots::{
     CloneCreate, CloneOf, GroupSnapshotCreate, MakeTemplate, Rollback, Snapshot, SnapshotCreate,
     SnapshotList, SnapshotPatch,
@@ -162,6 +164,12 @@ pub struct Vdisk {
     /// Bytes of clusters that its committed head maps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_bytes: Option<u64>,
+    /// Bytes of clusters that only its snapshots read, as the last scrub found them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_bytes: Option<u64>,
+    /// Stored bytes for one that its head or a snapshot reads; absent while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space_amplification: Option<f64>,
     /// Bytes acknowledged and not yet on the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dirty_bytes: Option<u64>,
@@ -199,6 +207,9 @@ pub struct Vdisk {
     /// The read cache; absent while it is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheUse>,
+    /// Log cleaning; absent while it is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubState>,
     /// How its acknowledged tail is replicated.
     pub dtl: Dtl,
     /// The node that owns it; `local` is the one that answered.

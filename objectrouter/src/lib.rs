@@ -45,4 +45,5 @@ pub use router::{
     OpenStore, OpenedStore, Router, RouterExports, SnapshotShown, Stores, TakeSnapshot, check_cache_quota,
 };
 pub use vdisk::{VdiskInfo, VdiskState};
+pub use volumedriver::{Effort, Scrubbed};
 pub use vpool::{VpoolInfo, VpoolState};

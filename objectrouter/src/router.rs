@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `open` | the keeper of each vPool: opens its store and volumes, resumes what a crash cut short |
 //! | `vpools` | create, adopt, delete, detach |
-//! | `vdisks` | create, resize, drain, delete |
+//! | `vdisks` | create, resize, drain, scrub, delete |
 //! | `qos` | limits of vDisks |
 //! | `snapshots` | snapshots, clones, rollback, templates |
 //! | `backup` | vDisks leave as streams and come back |

@@ -392,6 +392,24 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         wait: u64,
     },
+    /// Give back the space of what nobody reads any more, and wait for it
+    #[command(after_help = "\
+Examples:
+  storagerouter vdisk scrub disk1
+  storagerouter vdisk scrub disk1 --merge      (TLogs only; no SCO is rewritten)
+
+A router scrubs by itself when a vDisk has more garbage than 'volumedriver.scrub_percent' allows; this
+gives all of it back at once. It runs beside clients, and goes on by itself when it is not waited for.")]
+    Scrub {
+        /// VPOOL/NAME, or NAME when unique
+        vdisk: String,
+        /// Only merge TLogs: opening without the local index, clones and restores read fewer objects then
+        #[arg(long)]
+        merge: bool,
+        /// Seconds to wait; 0 starts it and does not wait
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        wait: u64,
+    },
     /// Write a vDisk, or what changed between two snapshots of it, as a stream
     Export(backup::Export),
     /// Make a vDisk of a stream, or bring it up to where the stream ends

@@ -4,6 +4,7 @@ mod backup;
 pub mod commands;
 pub mod http;
 mod qos;
+mod scrub;
 mod snapshots;
 mod tables;
 

@@ -137,6 +137,9 @@ pub(crate) struct Index {
     volume: VolumeId,
     of: Of,
     relocations: AtomicU64,
+    /// A discard has to hide something: of a parent, or of TLogs that were not filled in when the index was
+    /// opened. It stays so when they are: a reader may have begun to look there before.
+    above: AtomicBool,
     /// The addresses below are filled in from TLogs; `u64::MAX` when all are.
     filled: AtomicU64,
     /// Who changes the map holds this. Readers do not.
@@ -190,8 +193,8 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 impl Index {
-    /// The map as the table has it, and its watermark; an index that is lost, damaged, ahead of
-    /// `committed` or of another head starts empty at LSN 0, and is to be filled.
+    /// The map as the table has it, and its watermark. LSN 0 when it is lost, damaged, ahead of `committed` or of
+    /// another head: then it is to begin anew.
     pub fn open(
         volume: VolumeId,
         table: Arc<dyn Table>,
@@ -202,6 +205,7 @@ impl Index {
         let index = Index {
             volume,
             relocations: AtomicU64::new(of.relocations),
+            above: AtomicBool::new(of.above_parent),
             filled: AtomicU64::new(0),
             changing: Mutex::new(()),
             of,
@@ -222,18 +226,19 @@ impl Index {
             }
             Err(error) => tracing::warn!(%volume, %error, "the local index is damaged: rebuilding it"),
         }
-        index.begin_anew(Lsn(0))?;
         Ok((index, Lsn(0)))
     }
 
-    /// Forgets everything: the map is what the TLogs up to `watermark` say, and is to be filled.
-    pub fn begin_anew(&self, watermark: Lsn) -> Result<()> {
+    /// Forgets everything: the map is what the TLogs up to `watermark` say, and is to be filled; unless there are
+    /// none.
+    pub fn begin_anew(&self, watermark: Lsn, nothing: bool) -> Result<()> {
         forget(&*self.table, self.volume)?;
         let mut pages = self.pages.write();
         self.budget.used.fetch_sub(pages.map.len() as i64, Ordering::Relaxed);
         *pages = Pages::default();
         *self.scos.lock() = Scos::default();
-        self.filled.store(0, Ordering::Relaxed);
+        self.above.store(self.of.above_parent || !nothing, Ordering::Relaxed);
+        self.filled.store(if nothing { u64::MAX } else { 0 }, Ordering::Relaxed);
         self.watermark.store(watermark.0, Ordering::Relaxed);
         Ok(())
     }
@@ -294,6 +299,7 @@ impl Index {
             return Ok(None);
         }
         self.filled.store(filled, Ordering::Relaxed);
+        self.above.store(self.of.above_parent || filled != u64::MAX, Ordering::Relaxed);
         if let Some(fills) = self.table.get(&key(self.volume, FILLS, &[]))? {
             let mut pages = self.pages.write();
             for pair in fills.chunks(16) {
@@ -502,8 +508,7 @@ impl Index {
 
     /// What a discard leaves.
     fn hole(&self) -> Mapped {
-        let above = self.of.above_parent || !self.is_whole();
-        let hides = above && !mutant::is_on("clone-without-tombstones");
+        let hides = self.above.load(Ordering::Relaxed) && !mutant::is_on("clone-without-tombstones");
         if hides { Mapped::Hole } else { Mapped::Absent }
     }
 

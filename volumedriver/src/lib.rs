@@ -50,5 +50,6 @@ pub use pool::{Pool, PoolInfo};
 pub use read_cache::CacheUse;
 pub use volume::snapshot_device::SnapshotDevice;
 pub use volume::{
-    CacheHits, Effort, Frontiers, Scrubbed, SnapshotChange, SnapshotInfo, Volume, VolumeState, VolumeStatus,
+    CacheHits, Effort, Frontiers, ScrubStatus, Scrubbed, SnapshotChange, SnapshotInfo, Volume, VolumeState,
+    VolumeStatus,
 };

@@ -56,7 +56,7 @@ use fetch::Reads;
 use parking_lot::{Mutex, RwLock};
 use persist::Trouble;
 use pump::Command;
-pub use scrub::{Effort, Scrubbed};
+pub use scrub::{Effort, ScrubStatus, Scrubbed};
 use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
 pub use snapshots::{SnapshotChange, SnapshotInfo};
@@ -116,6 +116,8 @@ pub struct VolumeStatus {
     pub cache: CacheUse,
     /// Where reads of what is on the backend found their clusters.
     pub cache_hits: CacheHits,
+    /// Log cleaning.
+    pub scrub: ScrubStatus,
 }
 
 /// Clusters that were read, by where they were found, since the volume was opened. What has not left the write buffer
@@ -191,12 +193,21 @@ pub(crate) struct Shared {
     pub changes: Changes,
     pub metrics: Metrics,
     pub trouble: Trouble,
+    pub scrubbing: scrub::Progress,
     /// Bytes of the TLogs that the newest Manifest names.
     pub tlog_bytes: AtomicU64,
     /// There may be something to seal.
     pub wake: Notify,
     /// A claimed cluster was given free, or the volume stopped.
     pub claims_free: Notify,
+}
+
+impl VolumeStatus {
+    /// Stored bytes for one that the head or a snapshot reads; `None` when there is none.
+    pub fn space_amplification(&self) -> Option<f64> {
+        let live = self.live_bytes + self.scrub.snapshot_bytes;
+        (live > 0).then(|| self.stored_bytes as f64 / live as f64)
+    }
 }
 
 impl Shared {
@@ -306,6 +317,7 @@ impl Volume {
                 ssd: shared.reads.ssd.load(Ordering::Relaxed),
                 missed: shared.reads.missed.load(Ordering::Relaxed),
             },
+            scrub: shared.scrubbing.status(),
         }
     }
 
@@ -327,7 +339,8 @@ impl Volume {
         self.drain(deadline).await?;
         let left = (begin + deadline).saturating_sub(self.shared.clock.now());
         let (done, scrubbed) = oneshot::channel();
-        command(&self.shared, &self.commands, Command::Scrub { effort, done }, scrubbed, left).await
+        let ask = Command::Scrub { effort, done };
+        command(&self.shared, &self.commands, ask, scrubbed, ("it is not scrubbed", left)).await
     }
 
     /// Takes a snapshot: durable on this machine when it returns, whether the backend answers or not.
@@ -383,7 +396,8 @@ impl Volume {
     /// yet is waited for. `Unavailable` when `deadline` passes first; then it goes on by itself.
     pub async fn change_snapshot(&self, id: u128, change: SnapshotChange, deadline: Duration) -> Result<()> {
         let (done, changed) = oneshot::channel();
-        command(&self.shared, &self.commands, Command::Snapshot { id, change, done }, changed, deadline).await
+        let ask = Command::Snapshot { id, change, done };
+        command(&self.shared, &self.commands, ask, changed, (NOT_THERE, deadline)).await
     }
 
     /// A snapshot as a read-only device. It is on the backend when this returns; `Unavailable` when
@@ -439,15 +453,18 @@ impl Volume {
 async fn drain(shared: &Shared, commands: &mpsc::Sender<Command>, deadline: Duration) -> Result<()> {
     let (done, drained) = oneshot::channel();
     let target = shared.core.lock().accepted().0;
-    command(shared, commands, Command::Drain { target, done }, drained, deadline).await
+    command(shared, commands, Command::Drain { target, done }, drained, (NOT_THERE, deadline)).await
 }
+
+/// What a drain that takes too long has to say.
+const NOT_THERE: &str = "not everything is on the backend";
 
 async fn command<T>(
     shared: &Shared,
     commands: &mpsc::Sender<Command>,
     command: Command,
     done: oneshot::Receiver<Result<T>>,
-    deadline: Duration,
+    (undone, deadline): (&str, Duration),
 ) -> Result<T> {
     let answer = async {
         let closing = || Error::unavailable("the volume is closing");
@@ -458,7 +475,7 @@ async fn command<T>(
         Ok(outcome) => outcome,
         Err(_) => {
             let reason = shared.trouble.get().unwrap_or_else(|| "it takes longer".into());
-            Err(Error::unavailable(format!("not everything is on the backend after {deadline:?}: {reason}")))
+            Err(Error::unavailable(format!("{undone} after {deadline:?}: {reason}")))
         }
     }
 }

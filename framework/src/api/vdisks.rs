@@ -5,8 +5,8 @@ use super::extract::{Body, Names, Params};
 use super::problem::Answer;
 use super::qos;
 use crate::types::{
-    CacheUse, CloneOf, Drain, Dtl, Frontiers, Problem, Vdisk, VdiskCreate, VdiskDelete, VdiskFilter,
-    VdiskList, VdiskPatch, VdiskState,
+    CacheUse, CloneOf, Drain, Dtl, Frontiers, Problem, ScrubQuery, ScrubState, Scrubbed, Vdisk, VdiskCreate,
+    VdiskDelete, VdiskFilter, VdiskList, VdiskPatch, VdiskState,
 };
 use axum::Json;
 use axum::extract;
@@ -14,10 +14,10 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::IntoResponse;
 use common::Error;
-use objectrouter::{CreateVdisk, VdiskInfo};
+use objectrouter::{CreateVdisk, Effort, VdiskInfo};
 use std::time::Duration;
 
-/// Seconds that a drain waits unless said otherwise, and the most that it does.
+/// Seconds that a drain or a scrub waits unless said otherwise, and the most that it does.
 const WAIT: u64 = 60;
 const MAX_WAIT: u64 = 3600;
 
@@ -33,6 +33,15 @@ fn escaped(path: &str) -> String {
         }
     }
     text
+}
+
+/// How long to wait; `None` for not at all.
+fn waits(seconds: Option<u64>) -> common::Result<Option<Duration>> {
+    match seconds.unwrap_or(WAIT) {
+        0 => Ok(None),
+        seconds @ ..=MAX_WAIT => Ok(Some(Duration::from_secs(seconds))),
+        seconds => Err(Error::invalid(format!("query: 'wait' is {seconds} seconds, at most {MAX_WAIT}"))),
+    }
 }
 
 /// A vDisk in the API's words.
@@ -59,6 +68,8 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         size_bytes: info.size,
         stored_bytes: status.map(|s| s.stored_bytes),
         live_bytes: status.map(|s| s.live_bytes),
+        snapshot_bytes: status.map(|s| s.scrub.snapshot_bytes),
+        space_amplification: status.and_then(|s| s.space_amplification()),
         dirty_bytes: status.map(|s| s.dirty_bytes),
         epoch: info.epoch.0,
         sco_size_bytes: info.sco_size,
@@ -92,6 +103,13 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
             memory_hits: s.cache_hits.memory,
             ssd_hits: s.cache_hits.ssd,
             misses: s.cache_hits.missed,
+        }),
+        scrub: status.map(|s| ScrubState {
+            running: s.scrub.running,
+            to_copy_bytes: s.scrub.to_copy,
+            copied_bytes: s.scrub.copied,
+            deleted_scos: s.scrub.deleted_scos,
+            relocated_bytes: s.scrub.relocated_bytes,
         }),
         dtl: Dtl { mode: info.dtl.as_str().to_string() },
         owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
@@ -228,12 +246,37 @@ pub(super) async fn drain(
     Names((vpool, name)): Names<(String, String)>,
     Params(query): Params<Drain>,
 ) -> Answer<impl IntoResponse> {
-    let seconds = query.wait.unwrap_or(WAIT);
-    if seconds > MAX_WAIT {
-        return Err(Error::invalid(format!("query: 'wait' is {seconds} seconds, at most {MAX_WAIT}")).into());
-    }
-    let wait = (seconds > 0).then(|| Duration::from_secs(seconds));
+    let wait = waits(query.wait)?;
     let info = state.router.drain_vdisk(&vpool, &name, wait).await?;
     let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(shown(&state, info))))
+}
+
+/// Give back the space of what neither the head nor a snapshot reads any more, all of it. Small garbage goes by
+/// itself in time; this does not wait for it to be worth the work.
+#[utoipa::path(post, path = "/api/v1/vdisks/{vpool}/{name}/scrub", tag = "vdisks",
+    params(("vpool" = String, Path, description = "Name or id"), ("name" = String, Path, description = "Name or id"),
+        ScrubQuery),
+    responses(
+    (status = 200, description = "It is done", body = Scrubbed),
+    (status = 202, description = "It has begun, and was not waited for; the vDisk tells how far it is", body = Scrubbed),
+    (status = 404, description = "There is no such vDisk", body = Problem),
+    (status = 503, description = "Not done in time; it goes on by itself", body = Problem),
+))]
+pub(super) async fn scrub(
+    extract::State(state): extract::State<State>,
+    Names((vpool, name)): Names<(String, String)>,
+    Params(query): Params<ScrubQuery>,
+) -> Answer<impl IntoResponse> {
+    let wait = waits(query.wait)?;
+    let effort = if query.merge { Effort::Merge } else { Effort::Full };
+    let (info, done) = state.router.scrub_vdisk(&vpool, &name, effort, wait).await?;
+    let status = if wait.is_some() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let scrubbed = Scrubbed {
+        vdisk: shown(&state, info),
+        deleted_scos: done.scos,
+        copied_bytes: done.copied,
+        replaced_tlogs: done.tlogs,
+    };
+    Ok((status, Json(scrubbed)))
 }

@@ -1,4 +1,4 @@
-//! vDisks: create, resize, drain, delete.
+//! vDisks: create, resize, drain, scrub, delete.
 
 use super::Router;
 use super::vpools::named;
@@ -11,6 +11,10 @@ use common::{Epoch, Error, ErrorKind, Name, Result, VolumeId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::MutexGuard;
+use volumedriver::{Effort, Scrubbed};
+
+/// How long work that nobody waits for may take.
+const IN_BACKGROUND: Duration = Duration::from_secs(3600);
 
 /// What a new vDisk is.
 #[derive(Debug, Clone)]
@@ -161,7 +165,6 @@ impl Router {
         name: &str,
         wait: Option<Duration>,
     ) -> Result<VdiskInfo> {
-        const IN_BACKGROUND: Duration = Duration::from_secs(3600);
         let vdisk = self.find_vdisk(vpool, name)?;
         self.serve(&vdisk).await?;
         let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
@@ -180,6 +183,38 @@ impl Router {
             }
         }
         Ok(vdisk.info())
+    }
+
+    /// Gives back the space of what nobody reads any more; `Unavailable` when `wait` passes first, and then it
+    /// goes on by itself. Without `wait` it only begins; [`VolumeStatus::scrub`] tells how far it is.
+    ///
+    /// [`VolumeStatus::scrub`]: volumedriver::VolumeStatus
+    pub async fn scrub_vdisk(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+        effort: Effort,
+        wait: Option<Duration>,
+    ) -> Result<(VdiskInfo, Scrubbed)> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        self.serve(&vdisk).await?;
+        let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
+        let mut scrubbed = Scrubbed::default();
+        match wait {
+            Some(wait) => scrubbed = volume.scrub(effort, wait).await.context(format!("vDisk '{vdisk}'"))?,
+            None => {
+                let (tasks, subject) = (self.tasks.clone(), vdisk.clone());
+                self.tasks.spawn(format!("scrub vDisk {vdisk}"), async move {
+                    tokio::select! {
+                        () = tasks.stopped() => {}
+                        result = volume.scrub(effort, IN_BACKGROUND) => if let Err(error) = result {
+                            tracing::warn!(vdisk = %subject, %error, "scrub");
+                        }
+                    }
+                })?;
+            }
+        }
+        Ok((vdisk.info(), scrubbed))
     }
 
     /// Deletes a vDisk, its snapshots and its objects. One that has clones is refused, with their names. One

@@ -1,7 +1,7 @@
 //! What each client command asks, and how its answer is shown.
 
 use super::http::{Api, escape};
-use super::{backup, print, qos, show, snapshots, tables};
+use super::{backup, print, qos, scrub, show, snapshots, tables};
 use crate::cli::{self, BackendArgs, BackendKind, Output, VdiskAction, VpoolAction};
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
@@ -102,6 +102,7 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
             let vdisk: Vdisk = api.call(Method::POST, &format!("{path}/drain?wait={wait}"), NOTHING).await?;
             show(output, &vdisk, tables::vdisk)
         }
+        VdiskAction::Scrub { vdisk, merge, wait } => scrub::run(api, output, vdisk, *merge, *wait).await,
         VdiskAction::Export(args) => backup::export(&api, args).await,
         VdiskAction::Import(args) => backup::import(&api, output, args).await,
         VdiskAction::Snapshots(action) => snapshots::run(api, output, action).await,

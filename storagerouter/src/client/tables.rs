@@ -138,6 +138,9 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
             c.misses
         )
     });
+    let scrub = vdisk.scrub.filter(|s| s.running).map(|s| {
+        format!("running: copied {} of {}", human(s.copied_bytes), human(s.to_copy_bytes))
+    });
     let clone_of = vdisk.clone_of.as_ref().map(|of| format!("{}@{}", of.vdisk, of.snapshot_id));
     pairs(vec![
         ("name", Some(format!("{}/{}", vdisk.vpool, vdisk.name))),
@@ -147,6 +150,8 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("size", Some(both(vdisk.size_bytes))),
         ("stored", vdisk.stored_bytes.map(both)),
         ("live", vdisk.live_bytes.map(both)),
+        ("of snapshots", vdisk.snapshot_bytes.filter(|n| *n > 0).map(both)),
+        ("stored/live", vdisk.space_amplification.map(|n| format!("{n:.2}"))),
         ("dirty", vdisk.dirty_bytes.map(both)),
         ("sco size", Some(human(vdisk.sco_size_bytes.into()))),
         ("epoch", Some(vdisk.epoch.to_string())),
@@ -155,6 +160,7 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("owner", Some(vdisk.owner.clone())),
         ("in use by", Some(format!("{} connections", vdisk.in_use))),
         ("limits", vdisk.qos.as_ref().map(super::qos::line)),
+        ("scrub", scrub),
         ("read cache", cache),
         ("cache quota", vdisk.cache_quota_bytes.map(both)),
         ("read only", vdisk.read_only.then(|| "yes".to_string())),

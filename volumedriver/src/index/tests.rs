@@ -174,7 +174,7 @@ fn pages_beyond_the_budget_are_given_back_and_read_again() {
 fn an_empty_index_is_filled_in_below_what_it_knows_already_and_goes_on_where_it_was() {
     let (table, budget) = (Arc::new(SimTable::new()), PageBudget::new(1 << 20));
     let (index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of("a")).unwrap();
-    index.begin_anew(Lsn(5)).unwrap();
+    index.begin_anew(Lsn(5), false).unwrap();
     assert!(!index.is_whole());
     // Younger than the TLogs: data, and a discard that must hide what they say.
     apply(&index, 6, &Op::Data(10, 2));

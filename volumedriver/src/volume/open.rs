@@ -48,7 +48,7 @@ const INDEX_GUESS: u64 = 128 << 10;
 
 /// Bytes of TLogs above the local index's watermark that are read before the volume serves. More than that, and the
 /// index is made anew beside.
-const MAX_MISSED: u64 = 1 << 62;
+const MAX_MISSED: u64 = 16 << 20;
 
 /// Foreign Manifests that may come between before opening gives up.
 const FENCE_TRIES: usize = 16;
@@ -168,6 +168,7 @@ pub(crate) async fn open(
         changes: Changes::default(),
         metrics: home.metrics.clone(),
         trouble: Default::default(),
+        scrubbing: Default::default(),
         tlog_bytes: AtomicU64::new(0),
         wake: Notify::new(),
         claims_free: Notify::new(),
@@ -461,25 +462,23 @@ async fn load_index(
     let (index, watermark) = Index::open(id, home.table.clone(), home.pages.clone(), covered, of)?;
     let in_head = |t: &&TLogRef| t.lsn_hi > watermark && image.head.hold(t.lsn_lo, t.lsn_hi);
     let missed: u64 = image.tlogs.iter().filter(in_head).map(|t| t.obj.len).sum();
-    if watermark == Lsn(0) && missed <= MAX_MISSED {
-        index.begin_anew(watermark)?;
-        index.fill(&[], u64::MAX)?;
-    } else if missed > MAX_MISSED {
+    if watermark == Lsn(0) || missed > MAX_MISSED {
         // It is filled in while the volume serves.
-        index.begin_anew(covered)?;
+        index.begin_anew(covered, missed == 0)?;
         return Ok(index);
     }
     let mut applied = watermark;
     for named in image.tlogs.iter().filter(in_head) {
+        if named.lsn_hi > applied && index.checkpoint_due() {
+            // All TLogs of those LSNs are in it: of one that is merged there may be several.
+            index.checkpoint(applied)?;
+        }
         let tlog = tlogs::load(&**store, id, named).await?;
         for sco in &tlog.dict {
             index.add_sco(sco.id, sco.len, named.lsn_hi);
         }
         index.apply(&tlogs::changes(&tlog))?;
         applied = named.lsn_hi;
-        if index.checkpoint_due() {
-            index.checkpoint(applied)?;
-        }
     }
     if applied > watermark {
         index.checkpoint(applied)?;

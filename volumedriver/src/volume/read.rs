@@ -4,6 +4,7 @@
 //! shared, and the store is asked with no lock at all.
 
 use super::Shared;
+use super::chain::Chain;
 use crate::core::{Run, Source};
 use crate::format::sco::ScoId;
 use crate::index::{Location, Mapped};
@@ -14,6 +15,7 @@ use crate::view::{Place, View};
 use bytes::Bytes;
 use common::{Error, ErrorKind, Extent, Lsn, Result, VolumeId, mutant};
 use futures::StreamExt;
+use std::future::Future;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -22,6 +24,9 @@ const MAX_FETCH: u64 = 1024;
 
 /// Fetches of one request that run at a time.
 const FETCHES: usize = 8;
+
+/// Times that something is looked up while a scrub replaces what the map names.
+const LOOKS: usize = 8;
 
 /// Clusters that one answer about allocation looks at.
 const MAX_EXTENT_CLUSTERS: u64 = 128 * 1024;
@@ -102,30 +107,57 @@ impl Shared {
 
     /// Reads whole clusters.
     pub async fn read_clusters(&self, addr: u64, count: u64) -> Result<Bytes> {
-        match self.try_read(addr, count).await {
-            // The place that was resolved may be gone meanwhile (an upload committed, an object
-            // was collected): once more from the newest map before it is an error.
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => {
-                tracing::warn!(volume = %self.id, addr, count, %error, "resolving again");
-                if let Some(below) = self.below() {
-                    self.refresh(&below).await?;
-                }
-                self.try_read(addr, count).await.map_err(not_found_is_lost)
-            }
-            outcome => outcome,
-        }
+        self.newest(None, || self.try_read(addr, count)).await
     }
 
     /// Reads whole clusters of a snapshot.
     pub async fn read_view(&self, view: &View, addr: u64, count: u64) -> Result<Bytes> {
-        match self.try_read_view(view, addr, count).await {
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => {
-                tracing::warn!(volume = %self.id, addr, count, %error, "resolving again");
-                self.refresh(view).await?;
-                self.try_read_view(view, addr, count).await.map_err(not_found_is_lost)
+        self.newest(Some(view), || self.try_read_view(view, addr, count)).await
+    }
+
+    /// Looks something up, again from the newest map where the place that was resolved is gone meanwhile: an
+    /// upload was committed, a TLog or SCO replaced by a scrub. Only then is it an error.
+    async fn newest<T, F>(&self, view: Option<&View>, look: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        for look_again in (0..LOOKS).rev() {
+            let error = match look().await {
+                Err(e) if matches!(e.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => e,
+                outcome => return outcome,
+            };
+            // What is damaged stays so; once more, for a bit that flipped on the way.
+            let told = error.kind == ErrorKind::Corrupt && look_again < LOOKS - 1;
+            if look_again == 0 || told {
+                return Err(not_found_is_lost(error));
             }
-            outcome => outcome,
+            tracing::warn!(volume = %self.id, %error, "resolving again");
+            match (view, self.below()) {
+                (Some(view), _) => self.refresh(view).await?,
+                (None, below) => {
+                    self.still_ours().await?;
+                    if let Some(below) = below {
+                        self.refresh(&below).await?;
+                    }
+                }
+            }
         }
+        Err(Error::internal("nothing was looked up"))
+    }
+
+    /// `Fenced`, and the end of the volume here, when another epoch took over: what the map names is its to delete.
+    async fn still_ours(&self) -> Result<()> {
+        let newest = self
+            .persist("looking for a newer Manifest", || async { Chain::newest(&self.store, self.id).await })
+            .await?;
+        let epoch = newest.current().epoch;
+        if epoch <= self.epoch {
+            return Ok(());
+        }
+        let error =
+            Error::fenced(format!("volume {}: epoch {epoch} took over from epoch {}", self.id, self.epoch));
+        self.stop(error.clone());
+        Err(error)
     }
 
     async fn refresh(&self, view: &View) -> Result<()> {
@@ -298,6 +330,10 @@ impl Shared {
 
     /// The allocation state of a range, or of its beginning.
     pub async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        self.newest(None, || self.try_extents(offset, len)).await
+    }
+
+    async fn try_extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         self.check_read(offset, len)?;
         let cluster = u64::from(self.cluster);
         let first = offset / cluster;
@@ -335,6 +371,10 @@ impl Shared {
 
     /// The allocation state of a range of a snapshot, or of its beginning.
     pub async fn view_extents(&self, view: &View, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        self.newest(Some(view), || self.try_view_extents(view, offset, len)).await
+    }
+
+    async fn try_view_extents(&self, view: &View, offset: u64, len: u64) -> Result<Vec<Extent>> {
         let cluster = u64::from(self.cluster);
         let first = offset / cluster;
         let count = ((offset + len).div_ceil(cluster) - first).min(MAX_EXTENT_CLUSTERS);

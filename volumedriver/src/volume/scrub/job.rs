@@ -151,6 +151,8 @@ impl Job<'_> {
         }
 
         let live = self.live(&rewrites, &victims).await?;
+        let clusters: usize = live.values().map(Vec::len).sum();
+        shared.scrubbing.plan(clusters as u64 * u64::from(shared.cluster));
         let mut moved = Moved::with_hasher(FixedState::default());
         self.relocate(live, &uses, &mut moved, &mut outcome).await?;
         let len = |id: ScoId| {
@@ -325,11 +327,13 @@ impl Job<'_> {
             cluster_log2: shared.cluster.trailing_zeros() as u8,
             codec: 0,
         };
-        outcome.copied += index.crcs.len() as u64 * u64::from(shared.cluster);
+        let copied = index.crcs.len() as u64 * u64::from(shared.cluster);
+        outcome.copied += copied;
         let parts = sco::encode(&envelope, &header, &index, clusters)?;
         let len = parts.iter().map(|part| part.len() as u64).sum();
         shared.persist_put("putting a relocation SCO", &keys::sco_key(shared.id, id), &parts).await?;
         shared.metrics.relocated_bytes.inc_by(len);
+        shared.scrubbing.copied(copied);
         outcome.relocated.push((id, len, written));
         self.pace(begin).await;
         Ok(())

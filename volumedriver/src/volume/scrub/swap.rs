@@ -126,6 +126,7 @@ impl Pump {
             tip: self.chain.current().tlog_lsn,
         };
         self.scrubs.effort = Some(effort);
+        self.shared.scrubbing.begin();
         self.scrubs.job.spawn(run(self.shared.clone(), self.writer, plan));
         Ok(())
     }
@@ -148,6 +149,7 @@ impl Pump {
         let shared = self.shared.clone();
         self.scrubs.ended = shared.clock.now();
         let effort = self.scrubs.effort.take();
+        shared.scrubbing.end();
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(Failed { sco: Some(sco), error }) => {
@@ -172,8 +174,10 @@ impl Pump {
         // As it was, not as it was thought: clusters of one address do not fit one SCO.
         let freed = outcome.freed > outcome.spent;
         self.scrubs.space = outcome.space;
+        shared.scrubbing.snapshots_hold(outcome.space.of_snapshots * u64::from(shared.cluster));
         if !nothing {
             self.swap(outcome).await?;
+            shared.scrubbing.gained(scos as u64, copied);
             tracing::info!(volume = %shared.id, scos, tlogs, copied, ?effort, "scrubbed");
         }
         let gained = freed || (effort == Some(Effort::Merge) && !nothing);
