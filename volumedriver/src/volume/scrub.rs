@@ -10,7 +10,7 @@
 //! |---|---|
 //! | this one | which SCOs are worth it, which TLogs are rewritten |
 //! | `job` | carrying it out, beside the pump |
-| `progress` | how far it has come, for people |
+//! | `progress` | how far it has come, for people |
 //! | `swap` | the Manifest, the index, deleting: in the pump, where all change of a volume is |
 //!
 //! The local counts of live clusters only choose victims. What is kept and what is dropped is decided by
@@ -21,7 +21,7 @@ mod progress;
 mod swap;
 
 pub(super) use job::{Failed, Outcome, Plan, run};
-pub(super) use progress::Progress;
+pub(crate) use progress::Progress;
 pub use progress::ScrubStatus;
 pub use swap::Scrubbed;
 pub(super) use swap::Scrubs;

@@ -21,7 +21,7 @@ pub struct ScrubStatus {
 
 /// Where [`ScrubStatus`] is kept.
 #[derive(Debug, Default)]
-pub(in crate::volume) struct Progress {
+pub(crate) struct Progress {
     running: AtomicBool,
     to_copy: AtomicU64,
     copied: AtomicU64,
