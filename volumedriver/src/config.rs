@@ -37,7 +37,7 @@ pub struct Settings {
     pub tlog_entries: usize,
     /// Whether volumes are scrubbed by themselves.
     pub scrub: bool,
-    /// Bytes stored for each 100 live ones that a scrub leaves; less takes more copying.
+    /// Bytes stored for each 100 live ones from which on a volume is scrubbed; less takes more copying.
     pub scrub_percent: u64,
 }
 
@@ -56,7 +56,7 @@ impl Default for Settings {
             tlog_scos: 512,
             tlog_entries: 1 << 20,
             scrub: true,
-            scrub_percent: 132,
+            scrub_percent: 138,
         }
     }
 }

@@ -12,16 +12,22 @@ use common::{Error, Lsn, Result};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Bytes of a TLog that are read at a time.
+/// Bytes that are read at a time of one TLog, at most; of all together this bounds the memory.
 const WINDOW: u64 = 1 << 20;
+const WINDOWS: u64 = 16 << 20;
+
+/// The smallest window.
+const LEAST: u64 = 64 << 10;
 
 /// Entries, and clusters, after which a TLog is cut, and the next one goes on with the addresses behind.
-const CUT_ENTRIES: usize = 256 << 10;
-const CUT_CLUSTERS: usize = 1 << 20;
+const CUT_ENTRIES: usize = 128 << 10;
+const CUT_CLUSTERS: usize = 512 << 10;
 
 /// A range of addresses that one entry decides.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece<'a> {
+    /// The run that says it, counted from the oldest.
+    pub run: usize,
     pub addr: u64,
     pub count: u64,
     pub lsn: Lsn,
@@ -38,6 +44,8 @@ pub(super) fn source(shared: &Shared) -> Source<'_> {
 /// One run of TLogs, read from one end to the other.
 struct Cursor<'a> {
     shared: &'a Shared,
+    run: usize,
+    window: u64,
     left: VecDeque<TLogRef>,
     open: Option<(TLogRef, Arc<Tree>, usize)>,
     blocks: VecDeque<Block>,
@@ -70,7 +78,7 @@ impl Cursor<'_> {
                 continue;
             };
             let source = source(self.shared);
-            let read = || source.blocks(named, tree, *next, WINDOW);
+            let read = || source.blocks(named, tree, *next, self.window);
             let (blocks, behind) = self.shared.persist("reading a TLog", read).await?;
             *next = behind;
             if blocks.is_empty() {
@@ -98,7 +106,7 @@ impl Cursor<'_> {
             }
             _ => None,
         };
-        Some(Piece { addr, count, lsn: e.lsn, kind: e.kind, at })
+        Some(Piece { run: self.run, addr, count, lsn: e.lsn, kind: e.kind, at })
     }
 }
 
@@ -112,15 +120,18 @@ pub(super) struct Merge<'a> {
 impl<'a> Merge<'a> {
     /// Begins to read `runs`, the oldest first, with the address `at`.
     pub fn new(shared: &'a Shared, runs: &[Run], at: u64) -> Merge<'a> {
-        let cursor = |run: &Run| Cursor {
+        let window = (WINDOWS / runs.len().max(1) as u64).clamp(LEAST, WINDOW);
+        let cursor = |(number, run): (usize, &Run)| Cursor {
             shared,
+            run: number,
+            window,
             left: run.parts.iter().filter(|t| t.addr_hi > at).copied().collect(),
             open: None,
             blocks: VecDeque::new(),
             entry: 0,
             crc: 0,
         };
-        Merge { cursors: runs.iter().rev().map(cursor).collect(), at }
+        Merge { cursors: runs.iter().enumerate().rev().map(cursor).collect(), at }
     }
 
     /// The next range that something is known of, by ascending address.

@@ -193,7 +193,8 @@ impl Pump {
     /// How long until something is to be sealed; zero for now, `None` when nothing is unsealed or
     /// enough is under way.
     fn seal_wait(&self) -> Option<Duration> {
-        if self.uploads.len() >= self.shared.settings.uploads_per_volume {
+        let full = self.uploads.len() >= self.shared.settings.uploads_per_volume;
+        if full || (self.drains.is_empty() && self.is_tight()) {
             return None;
         }
         let core = self.shared.core.lock();

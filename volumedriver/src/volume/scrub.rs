@@ -32,6 +32,7 @@ use crate::index::Index;
 use crate::view::Tree;
 use common::Lsn;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How much is wanted of a scrub.
@@ -65,8 +66,14 @@ const ENTRY: u64 = 36;
 /// Bytes of live clusters that one job copies at most: bounds what it remembers of them, and how long it takes.
 const COPY: u64 = 256 << 20;
 
-/// Runs of the newest group that are left as they are.
+/// Until it has ended, what it copied is stored twice: not more than this share of what is live, either.
+const COPY_SHARE: u64 = 48;
+
+/// Runs of a group that are left as they are.
 const RUNS: usize = 8;
+
+/// Of many runs, those are merged that are smaller together than this share of all.
+const SHARES: u64 = 16;
 
 /// What the TLogs say of a SCO.
 #[derive(Debug, Clone, Default)]
@@ -148,6 +155,10 @@ pub(super) fn victims(
         candidates.push(Candidate { id, len: used.len, live, groups: used.groups.clone(), score });
     }
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
+    let most = match limits.effort {
+        Effort::Due => COPY.min((live_bytes / COPY_SHARE).max(4 * limits.sco_size)),
+        _ => COPY,
+    };
     let mut stored = space.stored;
     let mut chosen: Vec<Candidate> = Vec::new();
     let (mut copied, mut freed) = (0, 0);
@@ -156,7 +167,7 @@ pub(super) fn victims(
         if c.live > 0 && limits.effort == Effort::Due && enough {
             break;
         }
-        if c.live > 0 && copied + c.live * limits.cluster > COPY {
+        if c.live > 0 && copied + c.live * limits.cluster > most {
             break;
         }
         copied += c.live * limits.cluster;
@@ -194,44 +205,60 @@ pub(super) struct Limits {
     pub worth: u64,
     /// The end of the log.
     pub tip: Lsn,
+    /// Bytes of runs that are worth merging, however few there are.
+    pub small_run: u64,
 }
 
-/// From which run on a group is rewritten; `None` when it stays.
-pub(super) fn rewrite_from(
+/// Which runs of a group are rewritten, each range of them as one: those that name victims; small ones, so that
+/// there are few; all, when what the younger ones hide in the older ones is to be forgotten.
+///
+/// Runs stay as they were cut, by LSNs: the clusters of a SCO are named in one of them, and when it is cleaned
+/// only that one is written anew.
+pub(super) fn spans(
     group: &Group,
     trees: &[Vec<Arc<Tree>>],
     victims: &BTreeSet<ScoId>,
-    effort: Effort,
-) -> Option<usize> {
-    let names =
-        |run: &Vec<Arc<Tree>>| run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id));
-    let for_victims = trees.iter().position(names);
-    let merged = match (effort, group.seen) {
-        _ if group.runs.len() < 2 => None,
-        (Effort::Full | Effort::Merge, _) => Some(0),
-        // Once; what is left of it is exactly what is live.
-        (Effort::Due, Seen::Snapshots) => {
-            let sizes = group.runs.iter().map(Run::bytes);
-            let (all, largest) = (sizes.clone().sum::<u64>(), sizes.max().unwrap_or(0));
-            ((all - largest) * 8 >= largest).then_some(0)
-        }
-        (Effort::Due, _) if group.runs.len() > RUNS => Some(levels(&group.runs)),
-        (Effort::Due, _) => None,
+    fresh: Option<Lsn>,
+    limits: &Limits,
+) -> Vec<Range<usize>> {
+    let n = group.runs.len();
+    let bytes: Vec<u64> = group.runs.iter().map(Run::bytes).collect();
+    let total: u64 = bytes.iter().sum();
+    let stale = match fresh {
+        _ if n < 2 => 0,
+        Some(fresh) => group.runs.iter().filter(|run| run.lsns.1 > fresh).map(Run::bytes).sum(),
+        None => total - bytes.iter().max().unwrap_or(&0),
     };
-    match (for_victims, merged) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
+    let all = match (limits.effort, group.seen) {
+        (Effort::Merge, _) if n > 1 => return std::iter::once(0..n).collect(),
+        (Effort::Merge, _) => return Vec::new(),
+        (Effort::Full, _) => stale > 0,
+        (Effort::Due, Seen::Snapshots) => stale * 8 >= total && stale > 0,
+        (Effort::Due, _) => false,
+    };
+    let small = limits.small_run.max(total / SHARES);
+    let names = |run: &Vec<Arc<Tree>>| {
+        run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id))
+    };
+    let mut spans = Vec::new();
+    let mut from = 0;
+    while from < n {
+        let (mut to, mut sum, mut largest) = (from + 1, bytes[from], bytes[from]);
+        if all || n > RUNS {
+            while to < n && sum + bytes[to] <= small {
+                sum += bytes[to];
+                largest = largest.max(bytes[to]);
+                to += 1;
+            }
+            // What is merged grows by half at least: each entry is written a logarithmic number of times.
+            if !all && largest * 3 > sum * 2 {
+                to = from + 1;
+            }
+        }
+        if all || to - from > 1 || names(&trees[from]) {
+            spans.push(from..to);
+        }
+        from = to;
     }
-}
-
-/// Runs that are merged so that each that stays is twice as long as all behind it: so there are few, and
-/// each entry is written anew a logarithmic number of times.
-fn levels(runs: &[Run]) -> usize {
-    let mut from = runs.len() - 1;
-    let mut bytes = runs[from].bytes();
-    while from > 0 && runs[from - 1].bytes() <= 2 * bytes {
-        from -= 1;
-        bytes += runs[from].bytes();
-    }
-    from.min(runs.len() - 2)
+    spans
 }

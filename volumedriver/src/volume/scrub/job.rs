@@ -1,7 +1,7 @@
 //! Carrying a scrub out: reads TLogs, copies the live clusters of victims, puts new TLogs. It changes nothing
 //! that is there; what it made counts when the pump has put a Manifest that names it.
 
-use super::{COPY, Effort, Limits, Space, rewrite_from, space, uses, victims};
+use super::{COPY, Effort, Limits, Space, spans, space, uses, victims};
 use crate::format::envelope::{BLOCK, Envelope, ObjectKind};
 use crate::format::keys;
 use crate::format::manifest::TLogRef;
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use common::{Error, ErrorKind, Lsn, Result, mutant};
 use foldhash::fast::FixedState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(in crate::volume) struct Plan {
     pub damaged: BTreeSet<ScoId>,
     /// The end of the log.
     pub tip: Lsn,
+    /// Of groups, by their first LSN, the LSN up to which no run of them hides anything in an older one.
+    pub fresh: BTreeMap<Lsn, Lsn>,
 }
 
 /// What a job made, for the pump to take over.
@@ -42,6 +45,8 @@ pub(in crate::volume) struct Outcome {
     pub moves: Vec<Move>,
     /// Discards were dropped: a map from before them does not learn of them any more.
     pub forgot: bool,
+    /// What is fresh now, see [`Plan::fresh`].
+    pub fresh: BTreeMap<Lsn, Lsn>,
     /// SCOs that nothing will name any more.
     pub gone: Vec<ScoId>,
     /// What the TLogs took before.
@@ -90,12 +95,62 @@ struct Job<'a> {
     plan: &'a Plan,
 }
 
-/// A part of a group that becomes one run.
-struct Rewrite<'a> {
+/// Some runs of a group that become one.
+struct Span<'a> {
     runs: &'a [Run],
     /// Nothing lies below: what is discarded need not be remembered.
     bottom: bool,
 }
+
+/// What is rewritten of a group, and what is read to do it.
+struct Rewrite<'a> {
+    spans: Vec<Span<'a>>,
+    /// From the first of the spans on: younger runs hide what they have.
+    runs: &'a [Run],
+    /// Of each run, its span.
+    span_of: Vec<Option<usize>>,
+}
+
+impl<'a> Rewrite<'a> {
+    /// `None` when no run of the group is rewritten.
+    fn new(group: &'a Group, spans: &[Range<usize>], nothing_below: bool) -> Option<Rewrite<'a>> {
+        let first = spans.first()?.start;
+        let runs = &group.runs[first..];
+        let number = |run: usize| spans.iter().position(|span| span.contains(&(run + first)));
+        let span_of = (0..runs.len()).map(number).collect();
+        let span = |span: &Range<usize>| {
+            let runs = &group.runs[span.clone()];
+            let bottom = nothing_below && runs.first().is_some_and(|run| run.lsns.0 == Lsn(1));
+            Span { runs, bottom: bottom || mutant::is_on("merge-drops-tombstones") }
+        };
+        Some(Rewrite { spans: spans.iter().map(span).collect(), runs, span_of })
+    }
+}
+
+impl Span<'_> {
+    /// Makes its TLogs.
+    fn builder(&self) -> Builder {
+        let ends = self.runs.first().map(|run| run.lsns.0).zip(self.runs.last().map(|run| run.lsns.1));
+        Builder::new(ends.unwrap_or_default())
+    }
+}
+
+/// Where clusters of victims went, and how long SCOs are.
+struct Moves<'a> {
+    victims: &'a BTreeSet<ScoId>,
+    moved: &'a Moved,
+    uses: &'a BTreeMap<ScoId, super::Use>,
+    new: BTreeMap<ScoId, u64>,
+}
+
+impl Moves<'_> {
+    fn len(&self, id: ScoId) -> u64 {
+        self.uses.get(&id).map(|used| used.len).or_else(|| self.new.get(&id).copied()).unwrap_or(0)
+    }
+}
+
+/// Spans that are written in one pass over the addresses: bounds the memory for TLogs in the making.
+const PASS: usize = 8;
 
 impl Job<'_> {
     async fn run(&self) -> Result<Outcome, Failed> {
@@ -116,17 +171,18 @@ impl Job<'_> {
         let uses = uses(&groups);
         let seen = |used: &super::Use| used.groups.iter().any(|g| groups[*g].0.seen != Seen::Nobody);
         let mut outcome = Outcome { space: space(&uses, &shared.index), ..Outcome::default() };
+        let limits = Limits {
+            effort: self.plan.effort,
+            cluster: u64::from(shared.cluster),
+            sco_size: u64::from(shared.sco_size),
+            target: shared.settings.scrub_percent - LOWER,
+            worth: super::super::reclaim::WORTH,
+            tip: self.plan.tip,
+            small_run: shared.settings.tlog_entries as u64,
+        };
         let victims = match self.plan.effort {
             Effort::Merge => BTreeSet::new(),
-            effort => {
-                let limits = Limits {
-                    effort,
-                    cluster: u64::from(shared.cluster),
-                    sco_size: u64::from(shared.sco_size),
-                    target: shared.settings.scrub_percent,
-                    worth: super::super::reclaim::WORTH,
-                    tip: self.plan.tip,
-                };
+            _ => {
                 let kept = |id: ScoId, used: &super::Use| self.plan.damaged.contains(&id) || !seen(used);
                 victims(&uses, &shared.index, &limits, kept)
             }
@@ -139,32 +195,39 @@ impl Job<'_> {
                 outcome.removed.extend(group.runs.iter().flat_map(|run| &run.parts));
                 continue;
             }
-            let from = rewrite_from(group, trees, &victims, self.plan.effort);
-            let kept = &trees[..from.unwrap_or(trees.len())];
-            names.extend(kept.iter().flatten().flat_map(|tree| &tree.index.dict).map(|d| d.id));
-            let Some(from) = from else { continue };
-            let runs = &group.runs[from..];
-            let first = runs.first().map(|run| run.lsns.0);
-            let bottom = first == Some(Lsn(1)) && shared.parent.is_none();
-            let bottom = bottom || mutant::is_on("merge-drops-tombstones");
-            rewrites.push(Rewrite { runs, bottom });
+            let ends = group.runs.first().map(|run| run.lsns.0).zip(group.runs.last().map(|run| run.lsns.1));
+            let Some((begin, end)) = ends else { continue };
+            let fresh = self.plan.fresh.get(&begin).copied();
+            let spans = spans(group, trees, &victims, fresh, &limits);
+            let rewritten: usize = spans.iter().map(Range::len).sum();
+            let fresh = if rewritten == group.runs.len() { Some(end) } else { fresh };
+            outcome.fresh.extend(fresh.map(|fresh| (begin, fresh)));
+            for (run, trees) in trees.iter().enumerate() {
+                if !spans.iter().any(|span| span.contains(&run)) {
+                    names.extend(trees.iter().flat_map(|tree| &tree.index.dict).map(|d| d.id));
+                }
+            }
+            rewrites.extend(Rewrite::new(group, &spans, shared.parent.is_none()));
         }
 
         let live = self.live(&rewrites, &victims).await?;
-        let clusters: usize = live.values().map(Vec::len).sum();
+        let clusters: usize = live.values().flatten().map(|(_, live)| live.len()).sum();
         shared.scrubbing.plan(clusters as u64 * u64::from(shared.cluster));
         let mut moved = Moved::with_hasher(FixedState::default());
-        self.relocate(live, &uses, &mut moved, &mut outcome).await?;
-        let len = |id: ScoId| {
-            let of_new = || outcome.relocated.iter().find(|r| r.0 == id).map(|r| r.1);
-            uses.get(&id).map(|used| used.len).or_else(of_new).unwrap_or(0)
-        };
+        // Each apart: the clusters of a SCO are named in one run.
+        for of_span in live.into_values() {
+            self.relocate(of_span, &uses, &mut moved, &mut outcome).await?;
+        }
+        let new = outcome.relocated.iter().map(|(id, len, _)| (*id, *len)).collect();
+        let moves = Moves { victims: &victims, moved: &moved, uses: &uses, new };
         let (mut removed, mut added): (Vec<TLogRef>, Vec<TLogRef>) = (Vec::new(), Vec::new());
         let mut forgot = false;
         for rewrite in &rewrites {
-            let new = self.rewrite(rewrite, &victims, &moved, &len, &mut names, &mut forgot).await?;
-            removed.extend(rewrite.runs.iter().flat_map(|run| &run.parts));
-            added.extend(new);
+            for first in (0..rewrite.spans.len()).step_by(PASS) {
+                let pass = first..(first + PASS).min(rewrite.spans.len());
+                added.extend(self.rewrite(rewrite, pass, &moves, &mut names, &mut forgot).await?);
+            }
+            removed.extend(rewrite.spans.iter().flat_map(|span| span.runs).flat_map(|run| &run.parts));
         }
         outcome.forgot = forgot;
         outcome.removed.extend(removed);
@@ -175,17 +238,17 @@ impl Job<'_> {
         Ok(outcome)
     }
 
-    /// The clusters of the victims that somebody reads, by victim.
+    /// The clusters of the victims that somebody reads, by the span that names them and by victim.
     async fn live(
         &self,
         rewrites: &[Rewrite<'_>],
         victims: &BTreeSet<ScoId>,
-    ) -> Result<BTreeMap<ScoId, Vec<Live>>> {
-        let mut live: BTreeMap<ScoId, Vec<Live>> = BTreeMap::new();
+    ) -> Result<BTreeMap<(usize, usize), BTreeMap<ScoId, Vec<Live>>>> {
+        let mut live: BTreeMap<(usize, usize), BTreeMap<ScoId, Vec<Live>>> = BTreeMap::new();
         if victims.is_empty() {
             return Ok(live);
         }
-        for rewrite in rewrites {
+        for (number, rewrite) in rewrites.iter().enumerate() {
             let mut merge = Merge::new(self.shared, rewrite.runs, 0);
             while let Some(piece) = merge.next().await? {
                 let Some((sco, slot, crcs)) = piece.at.filter(|(sco, ..)| victims.contains(sco)) else {
@@ -196,7 +259,10 @@ impl Job<'_> {
                 }
                 let clusters = (piece.addr..).zip(slot..).zip(crcs);
                 let found = clusters.map(|((addr, slot), &crc)| Live { addr, lsn: piece.lsn, slot, crc });
-                live.entry(sco).or_default().extend(found);
+                let Some(span) = rewrite.span_of[piece.run] else {
+                    return Err(Error::internal(format!("the victim {sco} is named in a TLog that stays")));
+                };
+                live.entry((number, span)).or_default().entry(sco).or_default().extend(found);
             }
         }
         Ok(live)
@@ -339,32 +405,30 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Puts the TLogs that replace `rewrite`, and notes the SCOs that they name.
+    /// Puts the TLogs that replace some spans, and notes the SCOs that they name.
     async fn rewrite(
         &self,
         rewrite: &Rewrite<'_>,
-        victims: &BTreeSet<ScoId>,
-        moved: &Moved,
-        len: &impl Fn(ScoId) -> u64,
+        pass: Range<usize>,
+        moves: &Moves<'_>,
         names: &mut BTreeSet<ScoId>,
         forgot: &mut bool,
     ) -> Result<Vec<TLogRef>> {
-        let (Some(first), Some(last)) = (rewrite.runs.first(), rewrite.runs.last()) else {
-            return Ok(Vec::new());
-        };
-        let mut builder = Builder::new((first.lsns.0, last.lsns.1));
         let mut added = Vec::new();
+        let mut builders: Vec<Builder> = rewrite.spans[pass.clone()].iter().map(Span::builder).collect();
         let mut merge = Merge::new(self.shared, rewrite.runs, 0);
         while let Some(piece) = merge.next().await? {
-            if piece.kind == Kind::Discard && rewrite.bottom {
+            let Some(span) = rewrite.span_of[piece.run].filter(|span| pass.contains(span)) else { continue };
+            if piece.kind == Kind::Discard && rewrite.spans[span].bottom {
                 *forgot = true;
                 continue;
             }
+            let builder = &mut builders[span - pass.start];
             let mut full = Vec::new();
             match piece.at {
-                Some((sco, slot, crcs)) if victims.contains(&sco) => {
+                Some((sco, slot, crcs)) if moves.victims.contains(&sco) => {
                     for (i, crc) in (0u32..).zip(crcs) {
-                        let Some(&(sco, slot)) = moved.get(&(sco, slot + i)) else {
+                        let Some(&(sco, slot)) = moves.moved.get(&(sco, slot + i)) else {
                             if mutant::is_on("live-cluster-not-copied") {
                                 continue;
                             }
@@ -375,16 +439,18 @@ impl Job<'_> {
                         };
                         let at = Some((sco, slot, std::slice::from_ref(crc)));
                         let one = Piece { addr: piece.addr + u64::from(i), count: 1, at, ..piece };
-                        full.extend(builder.add(one, len));
+                        full.extend(builder.add(one, |id| moves.len(id)));
                     }
                 }
-                _ => full.extend(builder.add(piece, len)),
+                _ => full.extend(builder.add(piece, |id| moves.len(id))),
             }
             for tlog in full {
                 added.push(self.put_tlog(tlog, names).await?);
             }
         }
-        added.push(self.put_tlog(builder.finish(), names).await?);
+        for builder in builders {
+            added.push(self.put_tlog(builder.finish(), names).await?);
+        }
         Ok(added)
     }
 
@@ -407,10 +473,14 @@ impl Job<'_> {
         let shared = self.shared;
         let took = shared.clock.now().saturating_sub(begin);
         let busy = shared.busy.swap(false, Ordering::Relaxed);
-        if busy && !took.is_zero() && self.plan.effort == Effort::Due {
+        let yields = self.plan.effort == Effort::Due && !shared.scrubbing.is_in_a_hurry();
+        if busy && yields && !took.is_zero() {
             shared.clock.sleep(took.min(Duration::from_secs(1))).await;
         }
     }
 }
+
+/// Percent of the live bytes by which a scrub goes below where it begins.
+const LOWER: u64 = 2;
 
 const _: () = assert!(COPY >= 128 << 20, "one SCO of the largest size can be copied");

@@ -1,4 +1,4 @@
-//! How far a scrub has come, and what scrubs did so far: for people, nothing is decided by it.
+//! How far a scrub has come, and what scrubs did so far.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -28,6 +28,7 @@ pub(crate) struct Progress {
     deleted_scos: AtomicU64,
     relocated_bytes: AtomicU64,
     snapshot_bytes: AtomicU64,
+    hurry: AtomicBool,
 }
 
 impl Progress {
@@ -54,6 +55,15 @@ impl Progress {
     pub fn gained(&self, scos: u64, bytes: u64) {
         self.deleted_scos.fetch_add(scos, Ordering::Relaxed);
         self.relocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether it may give way to clients.
+    pub fn hurry(&self, hurry: bool) {
+        self.hurry.store(hurry, Ordering::Relaxed);
+    }
+
+    pub fn is_in_a_hurry(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
     }
 
     pub fn end(&self) {

@@ -8,8 +8,8 @@ use crate::lsns::Lsns;
 use crate::volume::pump::Pump;
 use crate::volume::reclaim::{WORTH, delete_quietly};
 use crate::volume::tlogs;
-use common::{Error, Result, mutant};
-use std::collections::BTreeSet;
+use common::{Error, Lsn, Result, mutant};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -39,6 +39,8 @@ pub(in crate::volume) struct Scrubs {
     damaged: BTreeSet<ScoId>,
     /// What the last one found.
     space: Space,
+    /// See [`Plan::fresh`].
+    fresh: BTreeMap<Lsn, Lsn>,
     /// Bytes that were stored when the last one gained nothing.
     in_vain: u64,
     ended: Duration,
@@ -88,10 +90,7 @@ impl Pump {
         if !shared.settings.scrub || self.scrubs.is_running() || !shared.index.is_whole() {
             return false;
         }
-        let (scos, live) = shared.index.totals();
-        let live = (live + self.scrubs.space.of_snapshots) * u64::from(shared.cluster);
-        let stored = scos + shared.tlog_bytes.load(Ordering::Relaxed);
-        let garbage = stored.saturating_sub(live);
+        let stored = self.stored();
         let dead = shared.index.dead_bytes();
         if idle && (self.has_unseen() || (dead > 0 && dead >= WORTH.min(stored / 8))) {
             return stored != self.scrubs.in_vain;
@@ -101,7 +100,27 @@ impl Pump {
             stored.saturating_sub(self.scrubs.in_vain).max(self.scrubs.in_vain.saturating_sub(stored));
         let fresh = self.scrubs.in_vain == 0 || grown * 50 >= stored;
         let least = if idle { 0 } else { 4 * u64::from(shared.sco_size) };
-        fresh && garbage > least && stored * 100 > live * (shared.settings.scrub_percent + SLACK)
+        fresh && self.is_over(stored, shared.settings.scrub_percent, least)
+    }
+
+    /// Whether more is stored than this for each 100 live bytes, and there is this much garbage.
+    fn is_over(&self, stored: u64, percent: u64, least: u64) -> bool {
+        let (_, head) = self.shared.index.totals();
+        let live = (head + self.scrubs.space.of_snapshots) * u64::from(self.shared.cluster);
+        stored.saturating_sub(live) > least && stored * 100 > live * percent
+    }
+
+    /// Whether garbage comes faster than the scrub at work gives it back: then new SCOs wait for its end, and it
+    /// for nobody.
+    pub(in crate::volume) fn is_tight(&self) -> bool {
+        let shared = &self.shared;
+        let stored = self.stored() + shared.scrubbing.status().copied;
+        let least = 4 * u64::from(shared.sco_size);
+        let tight = self.scrubs.is_running()
+            && self.scrubs.effort == Some(Effort::Due)
+            && self.is_over(stored, shared.settings.scrub_percent + SLACK, least);
+        shared.scrubbing.hurry(tight);
+        tight
     }
 
     /// When an idle volume looks whether something can be cleaned.
@@ -124,6 +143,7 @@ impl Pump {
             effort,
             damaged: self.scrubs.damaged.clone(),
             tip: self.chain.current().tlog_lsn,
+            fresh: self.scrubs.fresh.clone(),
         };
         self.scrubs.effort = Some(effort);
         self.shared.scrubbing.begin();
@@ -207,7 +227,7 @@ impl Pump {
 
     async fn swap(&mut self, outcome: Outcome) -> Result<()> {
         let shared = self.shared.clone();
-        let Outcome { removed, added, relocated, moves, forgot, gone, .. } = outcome;
+        let Outcome { removed, added, relocated, moves, forgot, gone, fresh, .. } = outcome;
         let key_of = |t: &crate::format::manifest::TLogRef| keys::object_key(shared.id, &t.obj);
         let scos = |ids: &[ScoId]| ids.iter().map(|id| keys::sco_key(shared.id, *id)).collect::<Vec<_>>();
         if !self.tlogs.swap(&removed, &added) {
@@ -216,6 +236,7 @@ impl Pump {
             delete_quietly(&*shared.store, added.iter().map(key_of).chain(scos(&new)).collect()).await;
             return Ok(());
         }
+        self.scrubs.fresh = fresh;
         if mutant::is_on("delete-before-the-manifest") {
             delete_quietly(&*shared.store, scos(&gone)).await;
         }
@@ -249,5 +270,5 @@ impl Pump {
     }
 }
 
-/// Percent of the live bytes that gather before the next scrub begins.
-const SLACK: u64 = 6;
+/// Percent of the live bytes that may gather while a scrub is at work.
+const SLACK: u64 = 2;
