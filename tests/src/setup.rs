@@ -65,6 +65,17 @@ impl Setup {
         })
     }
 
+    /// As [`Setup::small`], and nothing scrubs: the objects stay as the log left them.
+    pub fn unscrubbed(name: &str, kind: Kind, size: &str) -> Result<Self> {
+        Self::with(name, kind, size, |config| {
+            config
+                .set("volumedriver.journal_mib=256")
+                .set("volumedriver.segment_mib=8")
+                .set("volumedriver.seal_age_seconds=1")
+                .set("volumedriver.scrub=false")
+        })
+    }
+
     /// Starts everything with the settings that `change` makes.
     pub fn with(name: &str, kind: Kind, size: &str, change: impl FnOnce(Config) -> Config) -> Result<Self> {
         let folder = scratch(name)?;

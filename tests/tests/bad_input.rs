@@ -214,7 +214,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// both the log and fsck name the object. With the bit back, all is well.
 #[test]
 fn a_flipped_bit_in_a_sco_is_an_error_that_names_the_object() -> Result<()> {
-    let mut setup = Setup::small("flip", Kind::Directory, "32MiB")?;
+    let mut setup = Setup::unscrubbed("flip", Kind::Directory, "32MiB")?;
     let subject = setup.subject(BLOCKS)?;
     subject.run_for(&Plan { longest: 32, hot: 0, ..Plan::default() }, 500)?;
     setup.router.drain(DISK)?;
@@ -270,7 +270,7 @@ fn flip(file: &Path, at: u64) -> Result<()> {
 /// A missing object is named too, and the rest of the volume serves.
 #[test]
 fn a_missing_sco_is_named_by_fsck() -> Result<()> {
-    let setup = Setup::small("missing", Kind::Directory, "32MiB")?;
+    let setup = Setup::unscrubbed("missing", Kind::Directory, "32MiB")?;
     let subject = setup.subject(BLOCKS)?;
     subject.run_for(&Plan { longest: 32, hot: 0, ..Plan::default() }, 300)?;
     setup.router.drain(DISK)?;

@@ -10,21 +10,36 @@
 //! A map that was lost begins empty and is served at once: what it does not know yet is looked up in the TLogs
 //! (`Shared::base`), from which it is filled in the background, by ascending address. A discard leaves a hole
 //! meanwhile, so that nothing older shows through.
+//!
+//! | room | what |
+//! |---|---|
+//! | this one | pages in memory: looking up, and applying what is committed |
+//! | `page` | one page |
+//! | `rows` | the table: loading, checkpoints |
+//! | `scos` | live clusters of each SCO |
+//! | `fill` | a map that is not whole yet; clusters that a scrub moves |
 
+mod fill;
 pub(crate) mod page;
+mod rows;
+mod scos;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use fill::Move;
 pub(crate) use page::Location;
+pub(crate) use rows::forget;
+pub(crate) use scos::ScoUse;
 
 use crate::extent_map::{ExtentMap, Piece};
 use crate::format::sco::ScoId;
 use bytes::Bytes;
-use common::table::Batch;
-use common::{Epoch, Error, Lsn, Result, Table, VolumeId, mutant};
+use common::{Lsn, Result, Table, VolumeId, mutant};
 use page::{PAGE_CLUSTERS, Page};
+use rows::{CHECKPOINT_PAGES, PAGE, damaged, key};
+use scos::Scos;
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -46,9 +61,6 @@ impl PageBudget {
     }
 }
 
-/// Dirty pages of one volume after which a checkpoint is due.
-const CHECKPOINT_PAGES: usize = 4096;
-
 /// A change of the map, from a committed log.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change<'a> {
@@ -58,25 +70,6 @@ pub(crate) enum Change<'a> {
     Zero { addr: u64, count: u64 },
     /// A hole.
     Discard { addr: u64, count: u64 },
-}
-
-/// A SCO that the map may name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct ScoUse {
-    /// Bytes of the object.
-    pub len: u64,
-    /// Clusters that the head maps to it.
-    pub live: u32,
-    /// When its clusters were written, about.
-    pub written: Lsn,
-}
-
-/// A cluster that lies elsewhere now.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Move {
-    pub addr: u64,
-    pub from: Location,
-    pub to: Location,
 }
 
 /// What a map says of an address.
@@ -111,16 +104,6 @@ struct Pages {
     evictions: u64,
 }
 
-#[derive(Default)]
-struct Scos {
-    uses: BTreeMap<ScoId, ScoUse>,
-    dirty: BTreeSet<ScoId>,
-    stored: u64,
-    live: u64,
-    /// Bytes of SCOs without live clusters.
-    dead: u64,
-}
-
 /// Which map it is that an index keeps a copy of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Of {
@@ -150,46 +133,6 @@ pub(crate) struct Index {
     scos: Mutex<Scos>,
     /// The LSN of the last checkpoint: what the table has is at least this new.
     watermark: AtomicU64,
-}
-
-const PAGE: u8 = b'p';
-const SCO: u8 = b's';
-const FILLS: u8 = b'z';
-const WATERMARK: u8 = b'w';
-const TABLE_VERSION: u8 = 3;
-
-/// Bytes of a watermark's row before the head.
-const MARK: usize = 25;
-
-/// In a row of fills: these pages are holes, not zeroes.
-const HOLES: u64 = 1 << 63;
-
-fn key(volume: VolumeId, kind: u8, rest: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(17 + rest.len());
-    key.extend_from_slice(&volume.0.to_be_bytes());
-    key.push(kind);
-    key.extend_from_slice(rest);
-    key
-}
-
-/// Forgets what the table knows of a volume.
-pub(crate) fn forget(table: &dyn Table, volume: VolumeId) -> Result<()> {
-    table.delete_prefix(&volume.0.to_be_bytes())
-}
-
-fn sco_row(id: ScoId) -> [u8; 16] {
-    let mut row = [0; 16];
-    row[..8].copy_from_slice(&id.epoch.0.to_be_bytes());
-    row[8..].copy_from_slice(&id.number.to_be_bytes());
-    row
-}
-
-fn damaged(volume: VolumeId) -> Error {
-    Error::corrupt(format!("the local index of volume {volume} does not decode"))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
 impl Index {
@@ -227,113 +170,6 @@ impl Index {
             Err(error) => tracing::warn!(%volume, %error, "the local index is damaged: rebuilding it"),
         }
         Ok((index, Lsn(0)))
-    }
-
-    /// Forgets everything: the map is what the TLogs up to `watermark` say, and is to be filled; unless there are
-    /// none.
-    pub fn begin_anew(&self, watermark: Lsn, nothing: bool) -> Result<()> {
-        forget(&*self.table, self.volume)?;
-        let mut pages = self.pages.write();
-        self.budget.used.fetch_sub(pages.map.len() as i64, Ordering::Relaxed);
-        *pages = Pages::default();
-        *self.scos.lock() = Scos::default();
-        self.above.store(self.of.above_parent || !nothing, Ordering::Relaxed);
-        self.filled.store(if nothing { u64::MAX } else { 0 }, Ordering::Relaxed);
-        self.watermark.store(watermark.0, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Whether the map is complete: what it does not know was never written.
-    pub fn is_whole(&self) -> bool {
-        self.filled() == u64::MAX
-    }
-
-    /// The addresses below are filled in.
-    pub fn filled(&self) -> u64 {
-        self.filled.load(Ordering::Relaxed)
-    }
-
-    /// Fills in what TLogs say, where nothing younger is known; `to` is where they go on.
-    pub fn fill(&self, changes: &[Change<'_>], to: u64) -> Result<()> {
-        let _changing = self.changing.lock();
-        // Where nothing lies below, what was discarded is what is not there.
-        let hidden = |change: &&Change<'_>| self.of.above_parent || !matches!(change, Change::Discard { .. });
-        for change in changes.iter().filter(hidden) {
-            self.change(change, mutant::is_on("fill-overwrites"))?;
-        }
-        self.filled.store(to, Ordering::Relaxed);
-        self.relieve()
-    }
-
-    /// Clusters lie elsewhere now, where nothing younger is mapped.
-    pub fn relocate(&self, moves: &[Move], relocations: u64) -> Result<()> {
-        let _changing = self.changing.lock();
-        for moved in moves {
-            self.change_page(moved.addr / PAGE_CLUSTERS, |page, count| {
-                let at = moved.addr % PAGE_CLUSTERS;
-                let is = page.get(at) == Mapped::At(moved.from);
-                if is || mutant::is_on("relocation-overwrites") {
-                    count(page.set(at, Mapped::At(moved.to)), Some(moved.to.sco()));
-                }
-                Ok(())
-            })?;
-        }
-        self.relocations.store(relocations, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn load(&self) -> Result<Option<Lsn>> {
-        let Some(mark) = self.table.get(&key(self.volume, WATERMARK, &[]))? else { return Ok(None) };
-        if mark.first() != Some(&TABLE_VERSION) {
-            return Err(damaged(self.volume));
-        }
-        let (Some(watermark), Some(relocations), Some(filled), Some(head)) =
-            (u64_at(&mark, 1).map(Lsn), u64_at(&mark, 9), u64_at(&mark, 17), mark.get(MARK..))
-        else {
-            return Err(damaged(self.volume));
-        };
-        let other_head = head != self.of.head && !mutant::is_on("index-of-another-head");
-        if other_head || relocations != self.of.relocations {
-            tracing::info!(volume = %self.volume, "the local index is that of another head: rebuilding it");
-            forget(&*self.table, self.volume)?;
-            return Ok(None);
-        }
-        self.filled.store(filled, Ordering::Relaxed);
-        self.above.store(self.of.above_parent || filled != u64::MAX, Ordering::Relaxed);
-        if let Some(fills) = self.table.get(&key(self.volume, FILLS, &[]))? {
-            let mut pages = self.pages.write();
-            for pair in fills.chunks(16) {
-                let (Some(page), Some(count)) = (u64_at(pair, 0), u64_at(pair, 8)) else {
-                    return Err(damaged(self.volume));
-                };
-                let fill = if count & HOLES == 0 { Mapped::Zero } else { Mapped::Hole };
-                pages.fills.insert(page, count & !HOLES, fill);
-            }
-        }
-        let prefix = key(self.volume, SCO, &[]);
-        let mut from = prefix.clone();
-        let mut scos = self.scos.lock();
-        loop {
-            let rows = self.table.scan(&prefix, &from, 1024)?;
-            let Some((last, _)) = rows.last() else { break };
-            from = [last.as_slice(), &[0]].concat();
-            for (row, value) in &rows {
-                let id = row.get(17..33).ok_or_else(|| damaged(self.volume))?;
-                let number =
-                    |at: usize| id[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
-                let id = ScoId { epoch: Epoch(number(0)), number: number(8) };
-                let (Some(len), Some(live), Some(written)) =
-                    (u64_at(value, 0), u64_at(value, 8), u64_at(value, 16).map(Lsn))
-                else {
-                    return Err(damaged(self.volume));
-                };
-                scos.uses.insert(id, ScoUse { len, live: live as u32, written });
-                scos.stored += len;
-                scos.live += live;
-                scos.dead += if live == 0 { len } else { 0 };
-            }
-        }
-        Ok(Some(watermark))
     }
 
     /// Where each of `count` clusters from `addr` on lies.
@@ -407,52 +243,6 @@ impl Index {
                 self.budget.used.fetch_sub(1, Ordering::Relaxed);
             }
         }
-    }
-
-    /// Names a SCO: from now on its live clusters are counted. `written` is when its clusters were, about.
-    pub fn add_sco(&self, id: ScoId, len: u64, written: Lsn) {
-        let mut scos = self.scos.lock();
-        let used = scos.uses.entry(id).or_default();
-        if used.len == 0 {
-            used.len = len;
-            used.written = written;
-            let dead = used.live == 0;
-            scos.dirty.insert(id);
-            scos.stored += len;
-            scos.dead += if dead { len } else { 0 };
-        }
-    }
-
-    /// Forgets a SCO that was deleted.
-    pub fn drop_sco(&self, id: ScoId) {
-        let mut scos = self.scos.lock();
-        if let Some(used) = scos.uses.remove(&id) {
-            scos.dirty.insert(id);
-            scos.stored -= used.len;
-            scos.live -= u64::from(used.live);
-            scos.dead -= if used.live == 0 { used.len } else { 0 };
-        }
-    }
-
-    /// Bytes of the SCOs without live clusters.
-    pub fn dead_bytes(&self) -> u64 {
-        self.scos.lock().dead
-    }
-
-    /// Bytes of the known SCOs, and clusters that the head maps to them.
-    pub fn totals(&self) -> (u64, u64) {
-        let scos = self.scos.lock();
-        (scos.stored, scos.live)
-    }
-
-    /// Clusters of a SCO that the head maps.
-    pub fn live(&self, id: ScoId) -> u64 {
-        self.scos.lock().uses.get(&id).map_or(0, |u| u64::from(u.live))
-    }
-
-    /// When the clusters of a SCO were written, about.
-    pub fn written(&self, id: ScoId) -> Lsn {
-        self.scos.lock().uses.get(&id).map_or(Lsn(0), |u| u.written)
     }
 
     /// Applies committed changes, in LSN order. Short slices under the lock: readers get in between.
@@ -630,101 +420,10 @@ impl Index {
         pages.dirty.insert(number);
         Ok(())
     }
-
-    /// Whether so much has changed that a checkpoint is due.
-    pub fn checkpoint_due(&self) -> bool {
-        let pages = self.pages.read();
-        pages.dirty.len() >= CHECKPOINT_PAGES || (pages.dirty.len() > 64 && self.budget.over())
-    }
-
-    /// Writes everything that changed, with the watermark, in one batch.
-    pub fn checkpoint(&self, watermark: Lsn) -> Result<()> {
-        let _changing = self.changing.lock();
-        self.write_out(watermark)
-    }
-
-    /// As [`Index::checkpoint`], by who holds `changing`.
-    fn write_out(&self, watermark: Lsn) -> Result<()> {
-        let mut batch = Batch::default();
-        let written: Vec<u64> = {
-            let pages = self.pages.read();
-            for number in &pages.dirty {
-                if let Some(slot) = pages.map.get(number) {
-                    let name = key(self.volume, PAGE, &number.to_be_bytes());
-                    if slot.page.is_absent() {
-                        batch.delete(name);
-                    } else {
-                        batch.put(name, slot.page.encode());
-                    }
-                }
-            }
-            if pages.fills_dirty {
-                let ranges = pages.fills.iter().flat_map(|p| {
-                    let holes = if p.value == Mapped::Hole { HOLES } else { 0 };
-                    [p.addr.to_le_bytes(), (p.count | holes).to_le_bytes()]
-                });
-                batch.put(key(self.volume, FILLS, &[]), Bytes::from(ranges.flatten().collect::<Vec<u8>>()));
-            }
-            pages.dirty.iter().copied().collect()
-        };
-        let changed = std::mem::take(&mut self.scos.lock().dirty);
-        {
-            let scos = self.scos.lock();
-            for id in &changed {
-                let name = key(self.volume, SCO, &sco_row(*id));
-                match scos.uses.get(id) {
-                    Some(u) => {
-                        let row = [u.len, u64::from(u.live), u.written.0].map(u64::to_le_bytes).concat();
-                        batch.put(name, row);
-                    }
-                    None => batch.delete(name),
-                }
-            }
-        }
-        let watermark = match mutant::is_on("watermark-ahead") {
-            true => Lsn(watermark.0 + 2),
-            false => watermark,
-        };
-        let relocations = self.relocations.load(Ordering::Relaxed).to_le_bytes();
-        let filled = self.filled().to_le_bytes();
-        let mark = [&[TABLE_VERSION][..], &watermark.0.to_le_bytes(), &relocations, &filled, &self.of.head];
-        let mark = mark.concat();
-        batch.put(key(self.volume, WATERMARK, &[]), mark);
-        if let Err(error) = self.table.write(batch) {
-            self.scos.lock().dirty.extend(changed);
-            return Err(error);
-        }
-        let mut pages = self.pages.write();
-        let pages = &mut *pages;
-        for number in written {
-            pages.dirty.remove(&number);
-            if let Some(slot) = pages.map.get_mut(&number) {
-                slot.dirty = false;
-            }
-        }
-        pages.fills_dirty = false;
-        self.watermark.store(watermark.0, Ordering::Relaxed);
-        Ok(())
-    }
 }
 
 impl Drop for Index {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.pages.get_mut().map.len() as i64, Ordering::Relaxed);
-    }
-}
-
-impl Scos {
-    fn count(&mut self, id: ScoId, by: i32) {
-        let used = self.uses.entry(id).or_default();
-        let before = used.live;
-        used.live = used.live.saturating_add_signed(by);
-        match (before, used.live) {
-            (0, 1..) => self.dead -= used.len,
-            (1.., 0) => self.dead += used.len,
-            _ => {}
-        }
-        self.live = self.live.saturating_add_signed(i64::from(by));
-        self.dirty.insert(id);
     }
 }

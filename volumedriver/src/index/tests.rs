@@ -1,5 +1,8 @@
+use super::rows::WATERMARK;
 use super::*;
+use common::Epoch;
 use common::sim::SimTable;
+use common::table::Batch;
 use proptest::prelude::*;
 
 const V: VolumeId = VolumeId(3);
@@ -238,4 +241,17 @@ fn the_index_of_another_head_is_of_no_use() {
     index.checkpoint(Lsn(9)).unwrap();
     let (index, mark) = Index::open(V, table, budget, Lsn(9), of("b")).unwrap();
     assert_eq!((mark, all(&index, 3)), (Lsn(0), vec![Mapped::Absent; 3]));
+}
+
+/// A reader may have begun to look at the TLogs before the index was whole: what is discarded afterwards must not
+/// be absent in the index, or the reader shows what the TLogs had.
+#[test]
+fn a_discard_hides_the_tlogs_also_when_the_index_has_become_whole() {
+    let (table, budget) = (Arc::new(SimTable::default()), PageBudget::new(1 << 20));
+    let (index, _) = Index::open(V, table, budget, Lsn(9), of("head")).unwrap();
+    index.begin_anew(Lsn(5), false).unwrap();
+    index.fill(&[Change::Zero { addr: 0, count: 4 }], u64::MAX).unwrap();
+    assert!(index.is_whole());
+    index.apply(&[Change::Discard { addr: 0, count: 3000 }]).unwrap();
+    assert_eq!(all(&index, 3), [Mapped::Hole; 3]);
 }
