@@ -86,11 +86,9 @@ impl Collector for RouterMetrics {
                 "Bytes of SCOs and TLogs of each open vDisk",
                 (|s| s.stored_bytes) as fn(&volumedriver::VolumeStatus) -> u64,
             ),
-            (
-                "live_bytes",
-                "Bytes of clusters that the head or a snapshot of each open vDisk reads",
-                |s| s.live_bytes + s.scrub.snapshot_bytes,
-            ),
+            ("live_bytes", "Bytes of clusters that the head or a snapshot of each open vDisk reads", |s| {
+                s.live_bytes + s.scrub.snapshot_bytes
+            }),
             ("dirty_bytes", "Bytes of each open vDisk that are not on the backend yet", |s| s.dirty_bytes),
         ] {
             let name = format!("storagerouter_objectrouter_{name}");

@@ -32,7 +32,10 @@ fn a_scrub_gives_back_what_nobody_reads_and_leaves_the_rest_as_it_was() -> Resul
     let done = setup.router.cli_json(&["vdisk", "scrub", DISK])?;
     ensure!(done["deleted_scos"].as_u64() > Some(0), "nothing was given back: {done}");
     let (after, left) = (setup.router.number(DISK, "stored_bytes")?, amplification(&setup)?);
-    ensure!(after < before && left < 1.2, "{before} bytes stored before, {after} after, {left} per live byte");
+    ensure!(
+        after < before && left < 1.2,
+        "{before} bytes stored before, {after} after, {left} per live byte"
+    );
     let shown = setup.router.show(DISK)?;
     ensure!(shown["snapshot_bytes"].as_u64() > Some(0), "a snapshot holds some: {shown}");
     let (_, metrics) = setup.router.get("/metrics")?;

@@ -4,7 +4,7 @@
 mod world;
 
 use common::sim::StoreFaults;
-use common::{BlockDevice, ErrorKind};
+use common::{BlockDevice, ErrorKind, ObjectStore};
 use std::time::Duration;
 use volumedriver::VolumeState;
 use world::*;
@@ -386,4 +386,32 @@ async fn credit_of_a_closed_volume_is_given_back_once_it_is_open_again_or_delete
     world.store.set_faults(StoreFaults::default());
     world.driver().delete(&world.pool, VOLUME, common::Epoch(99)).await.unwrap();
     assert_eq!(world.driver().buffer_fill(), 0.0, "nobody will ask for it any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_fenced_owner_puts_late_is_swept_within_the_hour_and_nothing_else() {
+    let mut world = World::new(15, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(0, cluster(1), false).await.unwrap();
+    v.drain(MINUTE).await.unwrap();
+    let epoch = v.status().epoch;
+    drop(v);
+    world.kill();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    sleep(&world, 60).await;
+    let late = |kind: &str| format!("{:032x}/{kind}/{:016x}/{:016x}", VOLUME.0, epoch.0, 77);
+    let (sco, tlog) = (late("s"), late("t"));
+    for key in [&sco, &tlog] {
+        world.store.put(key, cluster(9), common::object::Precondition::IfAbsent).await.unwrap();
+    }
+    sleep(&world, 3600).await;
+    for key in [&sco, &tlog] {
+        assert!(world.store.head(key).await.unwrap().is_none(), "{key} is an orphan");
+    }
+    drop(v);
+    world.lose_data_dir();
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!(value(&v, 0).await, 1, "what is named stays");
 }

@@ -346,9 +346,11 @@ async fn a_vpool_and_a_vdisk_over_http() {
     assert_eq!(api.ask("POST", "/api/v1/vdisks/p/d/drain", None).await.status, 200);
     assert_eq!(api.ask("POST", "/api/v1/vdisks/p/d/drain?wait=0", None).await.status, 202);
     assert_eq!(api.ask("POST", "/api/v1/vdisks/p/d/drain?wait=3601", None).await.status, 400);
-    for (query, status) in [("", 200), ("?merge=true", 200), ("?wait=0", 202), ("?wait=3601", 400), ("?x=1", 400)] {
+    for (query, status) in
+        [("", 200), ("?merge=true", 200), ("?wait=0", 202), ("?wait=3601", 400), ("?x=1", 400)]
+    {
         let answer = api.ask("POST", &format!("/api/v1/vdisks/p/d/scrub{query}"), None).await;
-        assert_eq!(answer.status, status, "{query}: {}", answer.body);
+        assert_eq!(answer.status, status, "{query}: {:?}", answer.body);
     }
     assert_eq!(api.ask("DELETE", "/api/v1/vpools/p", None).await.problem().code, "conflict");
     assert_eq!(api.ask("DELETE", "/api/v1/vpools/p?force=true", None).await.problem().code, "invalid");

@@ -138,9 +138,10 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
             c.misses
         )
     });
-    let scrub = vdisk.scrub.filter(|s| s.running).map(|s| {
-        format!("running: copied {} of {}", human(s.copied_bytes), human(s.to_copy_bytes))
-    });
+    let scrub = vdisk
+        .scrub
+        .filter(|s| s.running)
+        .map(|s| format!("running: copied {} of {}", human(s.copied_bytes), human(s.to_copy_bytes)));
     let clone_of = vdisk.clone_of.as_ref().map(|of| format!("{}@{}", of.vdisk, of.snapshot_id));
     pairs(vec![
         ("name", Some(format!("{}/{}", vdisk.vpool, vdisk.name))),

@@ -15,7 +15,7 @@ pub(super) const PAGE: u8 = b'p';
 const SCO: u8 = b's';
 const FILLS: u8 = b'z';
 pub(super) const WATERMARK: u8 = b'w';
-const TABLE_VERSION: u8 = 3;
+const TABLE_VERSION: u8 = 4;
 
 /// Bytes of a watermark's row before the head.
 const MARK: usize = 25;
@@ -92,12 +92,15 @@ impl Index {
                 let number =
                     |at: usize| id[at..at + 8].try_into().map(u64::from_be_bytes).unwrap_or_default();
                 let id = ScoId { epoch: Epoch(number(0)), number: number(8) };
-                let (Some(len), Some(live), Some(written)) =
-                    (u64_at(value, 0), u64_at(value, 8), u64_at(value, 16).map(Lsn))
-                else {
+                let (Some(len), Some(live), Some(written), Some(made)) = (
+                    u64_at(value, 0),
+                    u64_at(value, 8),
+                    u64_at(value, 16).map(Lsn),
+                    u64_at(value, 24).map(Lsn),
+                ) else {
                     return Err(damaged(self.volume));
                 };
-                scos.uses.insert(id, ScoUse { len, live: live as u32, written });
+                scos.uses.insert(id, ScoUse { len, live: live as u32, written, made });
                 scos.stored += len;
                 scos.live += live;
                 scos.dead += if live == 0 { len } else { 0 };
@@ -149,7 +152,8 @@ impl Index {
                 let name = key(self.volume, SCO, &sco_row(*id));
                 match scos.uses.get(id) {
                     Some(u) => {
-                        let row = [u.len, u64::from(u.live), u.written.0].map(u64::to_le_bytes).concat();
+                        let row =
+                            [u.len, u64::from(u.live), u.written.0, u.made.0].map(u64::to_le_bytes).concat();
                         batch.put(name, row);
                     }
                     None => batch.delete(name),

@@ -15,6 +15,8 @@ pub(crate) struct ScoUse {
     pub live: u32,
     /// When its clusters were written, about.
     pub written: Lsn,
+    /// When it was made: of a relocation SCO, later.
+    pub made: Lsn,
 }
 
 #[derive(Default)]
@@ -44,12 +46,12 @@ impl Scos {
 
 impl Index {
     /// Names a SCO: from now on its live clusters are counted. `written` is when its clusters were, about.
-    pub fn add_sco(&self, id: ScoId, len: u64, written: Lsn) {
+    pub fn add_sco(&self, id: ScoId, len: u64, written: Lsn, made: Lsn) {
         let mut scos = self.scos.lock();
         let used = scos.uses.entry(id).or_default();
         if used.len == 0 {
             used.len = len;
-            used.written = written;
+            (used.written, used.made) = (written, made);
             let dead = used.live == 0;
             scos.dirty.insert(id);
             scos.stored += len;
@@ -87,5 +89,10 @@ impl Index {
     /// When the clusters of a SCO were written, about.
     pub fn written(&self, id: ScoId) -> Lsn {
         self.scos.lock().uses.get(&id).map_or(Lsn(0), |u| u.written)
+    }
+
+    /// When a SCO was made.
+    pub fn made(&self, id: ScoId) -> Lsn {
+        self.scos.lock().uses.get(&id).map_or(Lsn(0), |u| u.made)
     }
 }

@@ -89,7 +89,7 @@ fn crcs(n: u8) -> Vec<u32> {
 fn apply(index: &Index, lsn: u64, op: &Op) {
     match *op {
         Op::Data(addr, n) => {
-            index.add_sco(sco(lsn), 1000, Lsn(lsn));
+            index.add_sco(sco(lsn), 1000, Lsn(lsn), Lsn(lsn));
             index.apply(&[Change::Data { addr, sco: sco(lsn), slot: 5, crcs: &crcs(n) }]).unwrap();
         }
         Op::Zero(addr, count) => index.apply(&[Change::Zero { addr, count }]).unwrap(),
@@ -183,7 +183,7 @@ fn an_empty_index_is_filled_in_below_what_it_knows_already_and_goes_on_where_it_
     apply(&index, 6, &Op::Data(10, 2));
     apply(&index, 7, &Op::Discard(20, 600));
     let old = sco(1);
-    index.add_sco(old, 1000, Lsn(5));
+    index.add_sco(old, 1000, Lsn(5), Lsn(5));
     let crcs = crcs(30);
     index.fill(&[Change::Data { addr: 0, sco: old, slot: 0, crcs: &crcs }], 30).unwrap();
     index.checkpoint(Lsn(7)).unwrap();
@@ -212,7 +212,7 @@ fn what_was_moved_is_found_there_unless_it_was_overwritten_meanwhile() {
     index.lookup(0, 2, &mut was).unwrap();
     apply(&index, 2, &Op::Data(1, 1));
     let new = ScoId { epoch: Epoch(1), number: crate::format::sco::FIRST_RELOC + 1 };
-    index.add_sco(new, 500, Lsn(1));
+    index.add_sco(new, 500, Lsn(1), Lsn(5));
     let moves = was.iter().zip(0u32..).map(|(m, i)| match m {
         Mapped::At(from) => {
             Move { addr: u64::from(i), from: *from, to: Location::new(new, i, from.crc()).unwrap() }

@@ -40,7 +40,7 @@ async fn carry_out(shared: &Shared, tlogs: &TLogSet, head: Lsns) -> Result<u64> 
     for named in tlogs.iter() {
         let tree = shared.persist("reading a TLog", || source.tree(named)).await?;
         for d in &tree.index.dict {
-            shared.index.add_sco(d.id, d.len, named.lsn_hi);
+            shared.index.add_sco(d.id, d.len, named.lsn_hi, named.lsn_hi);
         }
     }
     let mut merge = Merge::new(shared, &runs, shared.index.filled());

@@ -475,7 +475,7 @@ async fn load_index(
         }
         let tlog = tlogs::load(&**store, id, named).await?;
         for sco in &tlog.dict {
-            index.add_sco(sco.id, sco.len, named.lsn_hi);
+            index.add_sco(sco.id, sco.len, named.lsn_hi, named.lsn_hi);
         }
         index.apply(&tlogs::changes(&tlog))?;
         applied = named.lsn_hi;

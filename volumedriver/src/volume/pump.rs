@@ -98,7 +98,7 @@ impl Pump {
     pub async fn run(mut self) {
         // Beside the work, and no longer than it.
         let mut beside = JoinSet::new();
-        beside.spawn(super::reclaim::sweep(self.shared.clone(), self.tlogs.clone(), self.snapshots.clone()));
+        beside.spawn(super::reclaim::sweep(self.shared.clone()));
         let head = Lsns::head(self.chain.current());
         beside.spawn(super::fill::fill(self.shared.clone(), self.tlogs.clone(), head));
         if let Err(error) = self.work().await {
@@ -276,7 +276,7 @@ impl Pump {
             resized |= r;
             let marker = sco.marker.clone().map(|about| (about, sco.lsn_hi));
             // The index first, then the overlay gives way: a reader finds the data in one of them.
-            shared.index.add_sco(sco.id, sco.len, sco.lsn_hi);
+            shared.index.add_sco(sco.id, sco.len, sco.lsn_hi, sco.lsn_hi);
             if !mutant::is_on("index-not-fed") {
                 shared.index.apply(&sco.changes())?;
             }

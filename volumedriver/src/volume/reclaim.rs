@@ -2,6 +2,7 @@
 //! epochs left behind, and whole volumes. What of a volume nobody reads any more, `scrub` finds.
 
 use super::Shared;
+use super::chain::Chain;
 use super::merge::source;
 use super::pump::Pump;
 use super::snapshots::SnapshotSet;
@@ -15,6 +16,7 @@ use common::{Epoch, ObjectStore, Result, VolumeId, mutant};
 use futures::StreamExt;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Dead bytes that are worth a TLog and a Manifest: this much, or an eighth of what is stored.
 pub(super) const WORTH: u64 = 64 << 20;
@@ -66,23 +68,41 @@ pub(super) async fn delete_quietly(store: &dyn ObjectStore, keys: Vec<String>) {
     }
 }
 
-/// Finds and deletes the objects of closed epochs that nothing names. `tlogs` are those of the
-/// cut of the epoch that is open now; nobody writes under an older epoch any more but zombies,
-/// whose objects do not count.
-pub(super) async fn sweep(shared: Arc<Shared>, tlogs: TLogSet, snapshots: SnapshotSet) {
-    match orphans(&shared, &tlogs, &snapshots).await {
-        Ok(keys) if keys.is_empty() => {}
-        Ok(keys) => {
-            tracing::info!(volume = %shared.id, objects = keys.len(), "deleting orphans of closed epochs");
-            delete_quietly(&*shared.store, keys).await;
+/// When it is looked for orphans a second time, after the open, and the time between later looks: what a fenced
+/// owner had under way may arrive late.
+const SECOND_LOOK: Duration = Duration::from_secs(3600);
+const LATER_LOOKS: Duration = Duration::from_secs(24 * 3600);
+
+/// Finds and deletes the objects of closed epochs that nothing names, now and then again. Nobody writes under an
+/// older epoch any more but zombies, whose objects do not count: what the newest Manifest does not name, none will.
+pub(super) async fn sweep(shared: Arc<Shared>) {
+    let mut wait = SECOND_LOOK;
+    loop {
+        match orphans(&shared).await {
+            Ok(keys) if keys.is_empty() => {}
+            Ok(keys) => {
+                tracing::info!(volume = %shared.id, objects = keys.len(), "deleting orphans of closed epochs");
+                delete_quietly(&*shared.store, keys).await;
+            }
+            Err(error) => {
+                tracing::warn!(volume = %shared.id, %error, "looking for orphans failed; it is looked again");
+            }
         }
-        Err(error) => {
-            tracing::warn!(volume = %shared.id, %error, "looking for orphans failed; the next open looks again")
-        }
+        shared.clock.sleep(wait).await;
+        wait = LATER_LOOKS;
     }
 }
 
-async fn orphans(shared: &Shared, tlogs: &TLogSet, snapshots: &SnapshotSet) -> Result<Vec<String>> {
+async fn orphans(shared: &Shared) -> Result<Vec<String>> {
+    // The objects first: what comes later is of an epoch that is open.
+    let objects = list_all(&*shared.store, &keys::volume_prefix(shared.id)).await?;
+    let chain = Chain::newest(&shared.store, shared.id).await?;
+    let manifest = chain.current();
+    if manifest.epoch != shared.epoch {
+        return Ok(Vec::new());
+    }
+    let tlogs = TLogSet::load(&*shared.store, manifest).await?;
+    let snapshots = SnapshotSet::load(&*shared.store, manifest).await?;
     let mut scos: BTreeSet<ScoId> = BTreeSet::new();
     let mut named: BTreeSet<(Epoch, u64)> = tlogs.pages().map(|p| (p.obj.epoch, p.obj.number)).collect();
     named.extend(snapshots.pages().map(|p| (p.obj.epoch, p.obj.number)));
@@ -92,7 +112,7 @@ async fn orphans(shared: &Shared, tlogs: &TLogSet, snapshots: &SnapshotSet) -> R
         scos.extend(source.tree(tlog).await?.index.dict.iter().map(|d| d.id));
     }
     let mut orphans = Vec::new();
-    for object in list_all(&*shared.store, &keys::volume_prefix(shared.id)).await? {
+    for object in objects {
         let orphan = match keys::parse(&object.key) {
             Ok(Key::Sco { id, .. }) if mutant::is_on("sweep-of-the-open-epoch") => !scos.contains(&id),
             Ok(Key::Sco { id, .. } | Key::Reloc { id, .. }) => id.epoch < shared.epoch && !scos.contains(&id),

@@ -72,6 +72,9 @@ const COPY_SHARE: u64 = 48;
 /// Runs of a group that are left as they are.
 const RUNS: usize = 8;
 
+/// Runs that one job rewrites because they name victims.
+const TOUCHED: usize = 3;
+
 /// Of many runs, those are merged that are smaller together than this share of all.
 const SHARES: u64 = 16;
 
@@ -83,8 +86,8 @@ pub(super) struct Use {
     pub named: u64,
     /// Those of them in TLogs that snapshots see.
     pub by_snapshots: u64,
-    /// The groups that name it.
-    pub groups: BTreeSet<usize>,
+    /// The runs that name it, each with its group: one, while a scrub has its way.
+    pub runs: BTreeSet<(usize, usize)>,
 }
 
 /// A SCO that may be worth rewriting.
@@ -92,7 +95,7 @@ struct Candidate {
     id: ScoId,
     len: u64,
     live: u64,
-    groups: BTreeSet<usize>,
+    runs: BTreeSet<(usize, usize)>,
     score: f64,
 }
 
@@ -100,13 +103,15 @@ struct Candidate {
 pub(super) fn uses(groups: &[(Group, Vec<Vec<Arc<Tree>>>)]) -> BTreeMap<ScoId, Use> {
     let mut uses: BTreeMap<ScoId, Use> = BTreeMap::new();
     for (number, (group, runs)) in groups.iter().enumerate() {
-        for d in runs.iter().flatten().flat_map(|tree| &tree.index.dict) {
+        let named =
+            runs.iter().enumerate().flat_map(|(run, trees)| trees.iter().map(move |tree| (run, tree)));
+        for (run, d) in named.flat_map(|(run, tree)| tree.index.dict.iter().map(move |d| (run, d))) {
             let used = uses.entry(d.id).or_default();
             let clusters = u64::from(d.live_upper_bound);
             used.len = d.len;
             used.named += clusters;
             used.by_snapshots += if group.seen == Seen::Snapshots { clusters } else { 0 };
-            used.groups.insert(number);
+            used.runs.insert((number, run));
         }
     }
     uses
@@ -132,8 +137,10 @@ pub(super) fn space(uses: &BTreeMap<ScoId, Use>, index: &Index) -> Space {
     space
 }
 
-/// Which SCOs go, the best first: much garbage for little copying, and rather old than young, whose other
-/// clusters may die yet (the cost-benefit policy of log-structured file systems).
+/// Which SCOs go, the best first: much garbage for little copying, and rather those that were made long ago and
+/// still are so full, since they will not empty soon. The score is that of minimal declining cost (Lomet and Luo,
+/// "Efficiently Reclaiming Space in a Log Structured Store", 2021), with the garbage since a SCO was made for the
+/// rate at which its clusters are overwritten.
 pub(super) fn victims(
     uses: &BTreeMap<ScoId, Use>,
     index: &Index,
@@ -150,9 +157,9 @@ pub(super) fn victims(
             continue;
         }
         let full = (after as f64 / used.len as f64).min(1.0);
-        let age = limits.tip.0.saturating_sub(index.written(id).0) as f64 + 1.0;
-        let score = if live == 0 { f64::INFINITY } else { (1.0 - full) * age / (1.0 + full) };
-        candidates.push(Candidate { id, len: used.len, live, groups: used.groups.clone(), score });
+        let age = limits.tip.0.saturating_sub(index.made(id).0) as f64 + 1.0;
+        let score = if live == 0 { f64::INFINITY } else { (1.0 - full) * age / (full * full) };
+        candidates.push(Candidate { id, len: used.len, live, runs: used.runs.clone(), score });
     }
     candidates.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.id.cmp(&b.id)));
     let most = match limits.effort {
@@ -161,6 +168,7 @@ pub(super) fn victims(
     };
     let mut stored = space.stored;
     let mut chosen: Vec<Candidate> = Vec::new();
+    let mut touched: BTreeSet<(usize, usize)> = BTreeSet::new();
     let (mut copied, mut freed) = (0, 0);
     for c in candidates {
         let enough = stored <= live_bytes.saturating_mul(limits.target) / 100;
@@ -169,6 +177,13 @@ pub(super) fn victims(
         }
         if c.live > 0 && copied + c.live * limits.cluster > most {
             break;
+        }
+        if c.live > 0 && limits.effort == Effort::Due {
+            // Each run that names a victim is written anew.
+            if c.runs.difference(&touched).count() + touched.len() > TOUCHED.max(c.runs.len()) {
+                continue;
+            }
+            touched.extend(&c.runs);
         }
         copied += c.live * limits.cluster;
         freed += c.len;
@@ -188,7 +203,6 @@ pub(super) fn victims(
             return BTreeSet::new();
         }
     }
-    debug_assert!(chosen.iter().all(|c| !c.groups.is_empty()));
     chosen.into_iter().map(|c| c.id).collect()
 }
 
@@ -237,9 +251,8 @@ pub(super) fn spans(
         (Effort::Due, _) => false,
     };
     let small = limits.small_run.max(total / SHARES);
-    let names = |run: &Vec<Arc<Tree>>| {
-        run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id))
-    };
+    let names =
+        |run: &Vec<Arc<Tree>>| run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id));
     let mut spans = Vec::new();
     let mut from = 0;
     while from < n {

@@ -1,7 +1,7 @@
 //! Carrying a scrub out: reads TLogs, copies the live clusters of victims, puts new TLogs. It changes nothing
 //! that is there; what it made counts when the pump has put a Manifest that names it.
 
-use super::{COPY, Effort, Limits, Space, spans, space, uses, victims};
+use super::{COPY, Effort, Limits, Space, space, spans, uses, victims};
 use crate::format::envelope::{BLOCK, Envelope, ObjectKind};
 use crate::format::keys;
 use crate::format::manifest::TLogRef;
@@ -12,10 +12,12 @@ use crate::log::Kind;
 use crate::view::Tree;
 use crate::volume::Shared;
 use crate::volume::merge::{Builder, Merge, Piece, source};
+use crate::volume::reclaim::{WORTH, delete_quietly};
 use crate::volume::tlogs::{self, Group, Run, Seen};
 use bytes::Bytes;
 use common::{Error, ErrorKind, Lsn, Result, mutant};
 use foldhash::fast::FixedState;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,14 +87,21 @@ struct Live {
 
 /// Carries out a plan.
 pub(in crate::volume) async fn run(shared: Arc<Shared>, writer: u128, plan: Plan) -> Result<Outcome, Failed> {
-    let job = Job { shared: &shared, writer, plan: &plan };
-    job.run().await
+    let job = Job { shared: &shared, writer, plan: &plan, made: Mutex::default() };
+    let outcome = job.run().await;
+    if outcome.is_err() {
+        // Nothing will name them.
+        delete_quietly(&*shared.store, job.made.into_inner()).await;
+    }
+    outcome
 }
 
 struct Job<'a> {
     shared: &'a Shared,
     writer: u128,
     plan: &'a Plan,
+    /// Objects that were put so far.
+    made: Mutex<Vec<String>>,
 }
 
 /// Some runs of a group that become one.
@@ -169,14 +178,14 @@ impl Job<'_> {
             groups.push((group.clone(), runs));
         }
         let uses = uses(&groups);
-        let seen = |used: &super::Use| used.groups.iter().any(|g| groups[*g].0.seen != Seen::Nobody);
+        let seen = |used: &super::Use| used.runs.iter().any(|(g, _)| groups[*g].0.seen != Seen::Nobody);
         let mut outcome = Outcome { space: space(&uses, &shared.index), ..Outcome::default() };
         let limits = Limits {
             effort: self.plan.effort,
             cluster: u64::from(shared.cluster),
             sco_size: u64::from(shared.sco_size),
             target: shared.settings.scrub_percent - LOWER,
-            worth: super::super::reclaim::WORTH,
+            worth: WORTH,
             tip: self.plan.tip,
             small_run: shared.settings.tlog_entries as u64,
         };
@@ -397,7 +406,9 @@ impl Job<'_> {
         outcome.copied += copied;
         let parts = sco::encode(&envelope, &header, &index, clusters)?;
         let len = parts.iter().map(|part| part.len() as u64).sum();
-        shared.persist_put("putting a relocation SCO", &keys::sco_key(shared.id, id), &parts).await?;
+        let key = keys::sco_key(shared.id, id);
+        shared.persist_put("putting a relocation SCO", &key, &parts).await?;
+        self.made.lock().push(key);
         shared.metrics.relocated_bytes.inc_by(len);
         shared.scrubbing.copied(copied);
         outcome.relocated.push((id, len, written));
@@ -462,6 +473,7 @@ impl Job<'_> {
         names.extend(tlog.dict.iter().map(|d| d.id));
         drop(tlog);
         shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
+        self.made.lock().push(object.key);
         shared.metrics.tlogs.inc();
         self.pace(begin).await;
         Ok(named)

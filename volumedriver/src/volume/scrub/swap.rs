@@ -245,8 +245,9 @@ impl Pump {
             m.relocations += u64::from(moved && !mutant::is_on("relocation-not-counted"));
         })
         .await?;
+        let made = self.chain.current().tlog_lsn;
         for (id, len, written) in &relocated {
-            shared.index.add_sco(*id, *len, *written);
+            shared.index.add_sco(*id, *len, *written, made);
         }
         if moved {
             let committed = shared.core.lock().frontiers().committed;
