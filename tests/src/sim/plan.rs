@@ -179,6 +179,8 @@ impl Maker {
             uploads_per_volume: self.rng.usize(1..5),
             uploads: self.rng.usize(1..6),
             tlog_scos: self.rng.usize(1..6),
+            // Whether scrubs merge small TLogs, or rewrite each by itself.
+            tlog_entries: if self.rng.clone().bool() { 1024 } else { 1 << 20 },
             scrub: !self.chance(4),
             scrub_percent: self.rng.u64(105..160),
             ..Settings::default()

@@ -421,6 +421,8 @@ fn plan() -> Plan {
     plan.volumes = 1;
     plan.size = CLUSTERS * CLUSTER as usize / SECTOR;
     plan.settings.tlog_scos = 1;
+    // A scrub rewrites each TLog by itself; there is an operation that merges them.
+    plan.settings.tlog_entries = 1024;
     plan.settings.seal_age_seconds = 1;
     plan
 }

@@ -8,7 +8,8 @@
 //!
 //! | room | what |
 //! |---|---|
-//! | this one | which SCOs are worth it, which TLogs are rewritten |
+//! | this one | which SCOs are worth it |
+//! | `spans` | which TLogs are rewritten |
 //! | `job` | carrying it out, beside the pump |
 //! | `progress` | how far it has come, for people |
 //! | `swap` | the Manifest, the index, deleting: in the pump, where all change of a volume is |
@@ -18,6 +19,7 @@
 
 mod job;
 mod progress;
+mod spans;
 mod swap;
 
 pub(super) use job::{Failed, Outcome, Plan, run};
@@ -26,13 +28,12 @@ pub use progress::ScrubStatus;
 pub use swap::Scrubbed;
 pub(super) use swap::Scrubs;
 
-use super::tlogs::{Group, Run, Seen};
+use super::tlogs::{Group, Seen};
 use crate::format::sco::ScoId;
 use crate::index::Index;
 use crate::view::Tree;
 use common::Lsn;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 
 /// How much is wanted of a scrub.
@@ -69,14 +70,8 @@ const COPY: u64 = 256 << 20;
 /// Until it has ended, what it copied is stored twice: not more than this share of what is live, either.
 const COPY_SHARE: u64 = 48;
 
-/// Runs of a group that are left as they are.
-const RUNS: usize = 8;
-
 /// Runs that one job rewrites because they name victims.
 const TOUCHED: usize = 3;
-
-/// Of many runs, those are merged that are smaller together than this share of all.
-const SHARES: u64 = 16;
 
 /// What the TLogs say of a SCO.
 #[derive(Debug, Clone, Default)]
@@ -221,57 +216,4 @@ pub(super) struct Limits {
     pub tip: Lsn,
     /// Bytes of runs that are worth merging, however few there are.
     pub small_run: u64,
-}
-
-/// Which runs of a group are rewritten, each range of them as one: those that name victims; small ones, so that
-/// there are few; all, when what the younger ones hide in the older ones is to be forgotten.
-///
-/// Runs stay as they were cut, by LSNs: the clusters of a SCO are named in one of them, and when it is cleaned
-/// only that one is written anew.
-pub(super) fn spans(
-    group: &Group,
-    trees: &[Vec<Arc<Tree>>],
-    victims: &BTreeSet<ScoId>,
-    fresh: Option<Lsn>,
-    limits: &Limits,
-) -> Vec<Range<usize>> {
-    let n = group.runs.len();
-    let bytes: Vec<u64> = group.runs.iter().map(Run::bytes).collect();
-    let total: u64 = bytes.iter().sum();
-    let stale = match fresh {
-        _ if n < 2 => 0,
-        Some(fresh) => group.runs.iter().filter(|run| run.lsns.1 > fresh).map(Run::bytes).sum(),
-        None => total - bytes.iter().max().unwrap_or(&0),
-    };
-    let all = match (limits.effort, group.seen) {
-        (Effort::Merge, _) if n > 1 => return std::iter::once(0..n).collect(),
-        (Effort::Merge, _) => return Vec::new(),
-        (Effort::Full, _) => stale > 0,
-        (Effort::Due, Seen::Snapshots) => stale * 8 >= total && stale > 0,
-        (Effort::Due, _) => false,
-    };
-    let small = limits.small_run.max(total / SHARES);
-    let names =
-        |run: &Vec<Arc<Tree>>| run.iter().flat_map(|tree| &tree.index.dict).any(|d| victims.contains(&d.id));
-    let mut spans = Vec::new();
-    let mut from = 0;
-    while from < n {
-        let (mut to, mut sum, mut largest) = (from + 1, bytes[from], bytes[from]);
-        if all || n > RUNS {
-            while to < n && sum + bytes[to] <= small {
-                sum += bytes[to];
-                largest = largest.max(bytes[to]);
-                to += 1;
-            }
-            // What is merged grows by half at least: each entry is written a logarithmic number of times.
-            if !all && largest * 3 > sum * 2 {
-                to = from + 1;
-            }
-        }
-        if all || to - from > 1 || names(&trees[from]) {
-            spans.push(from..to);
-        }
-        from = to;
-    }
-    spans
 }

@@ -1,7 +1,8 @@
 //! Carrying a scrub out: reads TLogs, copies the live clusters of victims, puts new TLogs. It changes nothing
 //! that is there; what it made counts when the pump has put a Manifest that names it.
 
-use super::{COPY, Effort, Limits, Space, space, spans, uses, victims};
+use super::spans::{Rewrite, Span, spans};
+use super::{COPY, Effort, Limits, Space, space, uses, victims};
 use crate::format::envelope::{BLOCK, Envelope, ObjectKind};
 use crate::format::keys;
 use crate::format::manifest::TLogRef;
@@ -13,7 +14,7 @@ use crate::view::Tree;
 use crate::volume::Shared;
 use crate::volume::merge::{Builder, Merge, Piece, source};
 use crate::volume::reclaim::{WORTH, delete_quietly};
-use crate::volume::tlogs::{self, Group, Run, Seen};
+use crate::volume::tlogs::{self, Group, Seen};
 use bytes::Bytes;
 use common::{Error, ErrorKind, Lsn, Result, mutant};
 use foldhash::fast::FixedState;
@@ -102,46 +103,6 @@ struct Job<'a> {
     plan: &'a Plan,
     /// Objects that were put so far.
     made: Mutex<Vec<String>>,
-}
-
-/// Some runs of a group that become one.
-struct Span<'a> {
-    runs: &'a [Run],
-    /// Nothing lies below: what is discarded need not be remembered.
-    bottom: bool,
-}
-
-/// What is rewritten of a group, and what is read to do it.
-struct Rewrite<'a> {
-    spans: Vec<Span<'a>>,
-    /// From the first of the spans on: younger runs hide what they have.
-    runs: &'a [Run],
-    /// Of each run, its span.
-    span_of: Vec<Option<usize>>,
-}
-
-impl<'a> Rewrite<'a> {
-    /// `None` when no run of the group is rewritten.
-    fn new(group: &'a Group, spans: &[Range<usize>], nothing_below: bool) -> Option<Rewrite<'a>> {
-        let first = spans.first()?.start;
-        let runs = &group.runs[first..];
-        let number = |run: usize| spans.iter().position(|span| span.contains(&(run + first)));
-        let span_of = (0..runs.len()).map(number).collect();
-        let span = |span: &Range<usize>| {
-            let runs = &group.runs[span.clone()];
-            let bottom = nothing_below && runs.first().is_some_and(|run| run.lsns.0 == Lsn(1));
-            Span { runs, bottom: bottom || mutant::is_on("merge-drops-tombstones") }
-        };
-        Some(Rewrite { spans: spans.iter().map(span).collect(), runs, span_of })
-    }
-}
-
-impl Span<'_> {
-    /// Makes its TLogs.
-    fn builder(&self) -> Builder {
-        let ends = self.runs.first().map(|run| run.lsns.0).zip(self.runs.last().map(|run| run.lsns.1));
-        Builder::new(ends.unwrap_or_default())
-    }
 }
 
 /// Where clusters of victims went, and how long SCOs are.
