@@ -9,10 +9,14 @@ use crate::index::{Location, Mapped};
 use crate::log::Kind;
 use bytes::Bytes;
 use common::{Error, ObjectStore, Result, VolumeId};
+use futures::{StreamExt, TryStreamExt};
 use std::sync::Arc;
 
 /// Bytes at the end of a TLog that usually hold its whole index.
 const INDEX_GUESS: u64 = 128 << 10;
+
+/// TLogs that are read at a time for one page.
+const READS: usize = 8;
 
 /// From where TLogs are read.
 pub(crate) struct Source<'a> {
@@ -26,22 +30,39 @@ pub(super) async fn build(source: &Source<'_>, tlogs: &[TLogRef], number: u64) -
     let (from, to) = (number * PAGE_CLUSTERS, (number + 1) * PAGE_CLUSTERS);
     let mut page = Page::filled(Mapped::Absent);
     let mut unknown = PAGE_CLUSTERS;
-    for named in tlogs.iter().filter(|t| t.addr_lo < to && from < t.addr_hi) {
-        let tree = source.tree(named).await?;
-        // The block before the first that begins in the page may reach into it.
-        let first = tree.index.find(from).unwrap_or(0);
-        for at in first..tree.index.blocks.len() {
-            if tree.index.blocks[at].first_addr >= to {
-                break;
-            }
-            let block = source.block(named, &tree, at).await?;
+    let overlapping = tlogs.iter().filter(|t| t.addr_lo < to && from < t.addr_hi);
+    let reads: Vec<_> = overlapping.map(|named| blocks_of_page(source, named, from, to)).collect();
+    let mut read = futures::stream::iter(reads).buffered(READS);
+    while let Some((tree, blocks)) = read.try_next().await? {
+        for block in blocks {
             unknown -= add(&mut page, &tree, &block, from, to)?;
         }
         if unknown == 0 {
             break;
         }
     }
+    drop(read);
     Ok(Arc::from(page))
+}
+
+/// The blocks of a TLog that may know a page.
+async fn blocks_of_page(
+    source: &Source<'_>,
+    named: &TLogRef,
+    from: u64,
+    to: u64,
+) -> Result<(Arc<Tree>, Vec<Arc<Block>>)> {
+    let tree = source.tree(named).await?;
+    // The block before the first that begins in the page may reach into it.
+    let first = tree.index.find(from).unwrap_or(0);
+    let mut blocks = Vec::new();
+    for at in first..tree.index.blocks.len() {
+        if tree.index.blocks[at].first_addr >= to {
+            break;
+        }
+        blocks.push(source.block(named, &tree, at).await?);
+    }
+    Ok((tree, blocks))
 }
 
 /// Puts the block's entries where the page knows nothing yet; how many clusters it knows more.
