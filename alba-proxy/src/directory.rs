@@ -135,8 +135,16 @@ impl Inner {
     fn put(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
         let path = self.path(key)?;
         let temp = self.temp.next();
-        let outcome =
-            self.writer.write(&temp, parts).and_then(|()| self.name(&temp, &path, key, precondition));
+        let outcome = self.writer.write(&temp, parts).and_then(|()| {
+            match self.name(&temp, &path, key, precondition) {
+                // Another router that has this store too found the folder empty, and took it away.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    self.tree.forget();
+                    self.name(&temp, &path, key, precondition)
+                }
+                outcome => outcome,
+            }
+        });
         // After a rename it is gone already; otherwise it is of no use, whatever happened.
         if let Err(e) = std::fs::remove_file(&temp)
             && e.kind() != std::io::ErrorKind::NotFound

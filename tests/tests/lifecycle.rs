@@ -129,7 +129,7 @@ fn many_vdisks_are_there_again_after_a_kill() -> Result<()> {
 
 #[test]
 fn inspect_prints_each_kind_of_file() -> Result<()> {
-    let setup = Setup::small("inspect", Kind::Directory, "64MiB")?;
+    let setup = Setup::unscrubbed("inspect", Kind::Directory, "64MiB")?;
     let subject = setup.subject(4096)?;
     subject.run_for(&Plan::default(), 300)?;
     setup.router.drain(DISK)?;

@@ -148,7 +148,7 @@ impl Index {
         let index = Index {
             volume,
             relocations: AtomicU64::new(of.relocations),
-            above: AtomicBool::new(of.above_parent),
+            above: AtomicBool::new(true),
             filled: AtomicU64::new(0),
             changing: Mutex::new(()),
             of,
@@ -169,6 +169,7 @@ impl Index {
             }
             Err(error) => tracing::warn!(%volume, %error, "the local index is damaged: rebuilding it"),
         }
+        index.begin_anew(Lsn(0), false)?;
         Ok((index, Lsn(0)))
     }
 

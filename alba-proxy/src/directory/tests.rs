@@ -146,6 +146,17 @@ async fn puts_and_deletes_in_one_folder_do_not_trip_over_its_tidying() {
 }
 
 #[tokio::test]
+async fn a_folder_that_another_router_emptied_and_removed_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (open(folder.path()), open(folder.path()));
+    ours.put("v/t/1", Bytes::from_static(b"x"), Precondition::IfAbsent).await.unwrap();
+    theirs.delete("v/t/1").await.unwrap();
+    assert!(!folder.path().join("v").exists(), "empty folders go");
+    ours.put("v/t/2", Bytes::from_static(b"y"), Precondition::IfAbsent).await.unwrap();
+    assert_eq!(theirs.get("v/t/2").await.unwrap(), "y");
+}
+
+#[tokio::test]
 async fn a_put_that_returned_is_what_the_next_read_sees() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -93,6 +93,11 @@ impl Tree {
         Ok(())
     }
 
+    /// Folders are not where they were: from now on they are looked for.
+    pub(super) fn forget(&self) {
+        self.known.lock().clear();
+    }
+
     /// Makes a removal from `dir` durable, and removes `dir` and its parents as far as they are empty.
     pub(super) fn tidy(&self, dir: &Path) -> std::io::Result<()> {
         let mut at = dir.to_path_buf();

@@ -95,7 +95,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("volumedriver.scrub", "Whether volumes are scrubbed by themselves."),
     (
         "volumedriver.scrub_percent",
-        "Bytes stored for each 100 live ones that a scrub leaves (105 to 1000); less takes more copying.",
+        "Bytes stored for each 100 live ones from which on a volume is scrubbed (105 to 1000); less takes more copying.",
     ),
 ];
 

@@ -52,6 +52,7 @@ proptest! {
         let table = Arc::new(SimTable::new());
         let budget = PageBudget::new(64 * Page::BYTES);
         let (mut index, _) = Index::open(V, table.clone(), budget.clone(), Lsn(0), of.clone()).unwrap();
+        index.begin_anew(Lsn(0), true).unwrap();
         let mut model = vec![Mapped::Absent; 4096];
         let mut log: Vec<Op> = Vec::new();
         for op in ops {
@@ -61,6 +62,9 @@ proptest! {
                     table.crash(|n| n / 2);
                     let (again, mark) = Index::open(V, table.clone(), budget.clone(), Lsn(log.len() as u64), of.clone()).unwrap();
                     index = again;
+                    if mark == Lsn(0) {
+                        index.begin_anew(mark, true).unwrap();
+                    }
                     for (lsn, op) in log.iter().enumerate().skip(mark.0 as usize) {
                         apply(&index, lsn as u64 + 1, op);
                     }
