@@ -138,7 +138,7 @@ fn a_range_of_64_tib_costs_the_pages_that_exist() {
     let (index, _) =
         Index::open(V, Arc::new(SimTable::new()), PageBudget::new(1 << 20), Lsn(0), of("a")).unwrap();
     let end = (64u64 << 40) / 4096;
-    index.fill(&[], u64::MAX).unwrap();
+    index.begin_anew(Lsn(0), true).unwrap();
     apply(&index, 1, &Op::Data(1_000_000, 3));
     apply(&index, 2, &Op::Zero(1, end - 1));
     let mut out = Vec::new();
