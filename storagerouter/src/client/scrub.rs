@@ -6,6 +6,8 @@ use super::show;
 use crate::cli::Output;
 use crate::size::human;
 use anyhow::Result;
+use common::Clock;
+use common::clock::SystemClock;
 use framework::types::{Scrubbed, Vdisk};
 use hyper::Method;
 use std::io::IsTerminal;
@@ -33,8 +35,9 @@ pub async fn run(api: Api, output: Output, vdisk: &str, merge: bool, wait: u64) 
 
 /// Tells how far it is, until it is dropped.
 async fn tell(api: &Api, path: &str) -> std::convert::Infallible {
+    let clock = SystemClock::new();
     loop {
-        tokio::time::sleep(LOOK).await;
+        clock.sleep(LOOK).await;
         // What is wrong, the scrub itself will say.
         let Ok(vdisk) = api.get::<Vdisk>(path).await else { continue };
         if let Some(scrub) = vdisk.scrub.filter(|scrub| scrub.running) {

@@ -183,7 +183,6 @@ impl Maker {
             tlog_entries: if self.rng.clone().bool() { 1024 } else { 1 << 20 },
             scrub: !self.chance(4),
             scrub_percent: self.rng.u64(105..160),
-            ..Settings::default()
         };
         let mut lives = Vec::new();
         let mut planned = 0;
