@@ -56,7 +56,7 @@ impl Default for Settings {
             tlog_scos: 512,
             tlog_entries: 1 << 20,
             scrub: true,
-            scrub_percent: 137,
+            scrub_percent: 136,
         }
     }
 }

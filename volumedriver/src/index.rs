@@ -253,7 +253,7 @@ impl Index {
             for change in slice {
                 self.change(change, true)?;
             }
-            self.relieve()?;
+            self.relieve(2 * CHECKPOINT_PAGES)?;
         }
         Ok(())
     }
@@ -269,8 +269,8 @@ impl Index {
 
     /// Bounds the dirty pages inside a long change. Pages may be newer than the watermark beside
     /// them, since the same changes come again; but they and the counts must be of one moment.
-    fn relieve(&self) -> Result<()> {
-        if self.pages.read().dirty.len() < 2 * CHECKPOINT_PAGES {
+    fn relieve(&self, most: usize) -> Result<()> {
+        if self.pages.read().dirty.len() < most {
             return Ok(());
         }
         self.write_out(Lsn(self.watermark.load(Ordering::Relaxed)))
@@ -361,7 +361,7 @@ impl Index {
                 }
                 Ok(())
             })?;
-            self.relieve()?;
+            self.relieve(2 * CHECKPOINT_PAGES)?;
         }
         let mut pages = self.pages.write();
         if fill != Mapped::Absent {

@@ -15,6 +15,9 @@ pub(crate) struct Move {
     pub to: Location,
 }
 
+/// Dirty pages after which those that were filled in are written.
+const FILLED_PAGES: usize = 256;
+
 impl Index {
     /// Forgets everything: the map is what the TLogs up to `watermark` say, and is to be filled; unless there are
     /// none.
@@ -49,7 +52,8 @@ impl Index {
             self.change(change, mutant::is_on("fill-overwrites"))?;
         }
         self.filled.store(to, Ordering::Relaxed);
-        self.relieve()
+        // Their order is that of the pages: one that is full is not touched again. Little at a time, for who waits.
+        self.relieve(FILLED_PAGES)
     }
 
     /// Clusters lie elsewhere now, where nothing younger is mapped.

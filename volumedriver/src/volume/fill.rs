@@ -9,9 +9,10 @@ use crate::log::Kind;
 use crate::lsns::Lsns;
 use common::Result;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Clusters, about, that are filled in at a time: readers and writers get in between.
-const BATCH: usize = 4096;
+const BATCH: usize = 1024;
 
 /// Fills the index; `tlogs` are those that were there when the volume was opened.
 pub(super) async fn fill(shared: Arc<Shared>, tlogs: TLogSet, head: Lsns) {
@@ -59,11 +60,17 @@ async fn carry_out(shared: &Shared, tlogs: &TLogSet, head: Lsns) -> Result<u64> 
             piece.map_or(u64::MAX, |piece| piece.addr + piece.count)
         };
         if clusters >= BATCH || to == u64::MAX {
+            let begin = shared.clock.now();
             let changes: Vec<Change<'_>> = batch.iter().map(change).collect();
             shared.persist("writing the local index", || async { shared.index.fill(&changes, to) }).await?;
             batch.clear();
             clusters = 0;
-            tokio::task::yield_now().await;
+            // Clients come first.
+            let took = shared.clock.now().saturating_sub(begin);
+            match shared.busy.swap(false, Ordering::Relaxed) && !took.is_zero() {
+                true => shared.clock.sleep(took).await,
+                false => tokio::task::yield_now().await,
+            }
         }
         if to == u64::MAX {
             return Ok(entries);
