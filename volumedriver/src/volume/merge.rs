@@ -77,6 +77,8 @@ impl Cursor<'_> {
                 self.open = Some((named, tree, first));
                 continue;
             };
+            // Whoever reads this long looks now and then whether the volume is still open.
+            self.shared.core.lock().check()?;
             let source = source(self.shared);
             let read = || source.blocks(named, tree, *next, self.window);
             let (blocks, behind) = self.shared.persist("reading a TLog", read).await?;

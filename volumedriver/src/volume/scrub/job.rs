@@ -263,7 +263,7 @@ impl Job<'_> {
                 }
                 batch.insert(c.addr, (id, c, data));
             }
-            self.pace(begin).await;
+            self.pace(begin).await?;
         }
         if !batch.is_empty() {
             self.put(batch, moved, outcome).await?;
@@ -373,7 +373,7 @@ impl Job<'_> {
         shared.metrics.relocated_bytes.inc_by(len);
         shared.scrubbing.copied(copied);
         outcome.relocated.push((id, len, written));
-        self.pace(begin).await;
+        self.pace(begin).await?;
         Ok(())
     }
 
@@ -436,20 +436,22 @@ impl Job<'_> {
         shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
         self.made.lock().push(object.key);
         shared.metrics.tlogs.inc();
-        self.pace(begin).await;
+        self.pace(begin).await?;
         Ok(named)
     }
 
     /// Clients come first: as long as the last step took, which is the longer the more they do, the store
     /// is theirs. Not when nobody is there, nor when garbage grows faster than it goes.
-    async fn pace(&self, begin: Duration) {
+    async fn pace(&self, begin: Duration) -> Result<()> {
         let shared = self.shared;
+        shared.core.lock().check()?;
         let took = shared.clock.now().saturating_sub(begin);
         let busy = shared.busy.swap(false, Ordering::Relaxed);
         let yields = self.plan.effort == Effort::Due && !shared.scrubbing.is_in_a_hurry();
         if busy && yields && !took.is_zero() {
-            shared.clock.sleep(took.min(Duration::from_secs(1))).await;
+            shared.clock.sleep(took.min(Duration::from_millis(250))).await;
         }
+        Ok(())
     }
 }
 

@@ -12,11 +12,15 @@ use common::{Error, Lsn, Result, mutant};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 /// The shortest time between two scrubs of a volume that nobody writes.
 const PERIOD: Duration = Duration::from_secs(10);
+
+/// How long a job may take to see that its volume has stopped.
+const LAST_STEP: Duration = Duration::from_secs(2);
 
 /// What a scrub that somebody asked for did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub struct Scrubbed {
 pub(in crate::volume) struct Scrubs {
     /// One at a time.
     job: JoinSet<Result<Outcome, Failed>>,
+    /// It ends early when this is dropped: a thread can't be aborted.
+    keep: Option<oneshot::Sender<()>>,
     effort: Option<Effort>,
     asked: Vec<(Effort, Scrubbed, oneshot::Sender<Result<Scrubbed>>)>,
     damaged: BTreeSet<ScoId>,
@@ -69,7 +75,13 @@ impl Scrubs {
     }
 
     pub async fn stop(&mut self, error: &Error) {
-        self.job.shutdown().await;
+        // It sees at its next step that the volume has stopped: a put that was cut off may land after the volume was
+        // deleted. It is not waited for where the store does not answer.
+        let ended = async { while self.job.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_STEP, ended).await.is_err() {
+            self.keep = None;
+            while self.job.join_next().await.is_some() {}
+        }
         for (_, _, done) in self.asked.drain(..) {
             // Who asked may have gone.
             let _ = done.send(Err(error.clone()));
@@ -147,7 +159,21 @@ impl Pump {
         };
         self.scrubs.effort = Some(effort);
         self.shared.scrubbing.begin();
-        self.scrubs.job.spawn(run(self.shared.clone(), self.writer, plan));
+        let (keep, dropped) = oneshot::channel();
+        self.scrubs.keep = Some(keep);
+        let work = run(self.shared.clone(), self.writer, plan);
+        let job = async move {
+            tokio::select! {
+                biased;
+                _ = dropped => Err(Error::unavailable("the volume is closing").into()),
+                outcome = work => outcome,
+            }
+        };
+        match Handle::current().runtime_flavor() {
+            // A thread of its own: whoever waits for a client shares one with nothing that computes this long.
+            RuntimeFlavor::MultiThread => self.scrubs.job.spawn_blocking(|| Handle::current().block_on(job)),
+            _ => self.scrubs.job.spawn(job),
+        };
         Ok(())
     }
 
