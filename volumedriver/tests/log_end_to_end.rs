@@ -202,7 +202,7 @@ async fn puts_with_unknown_outcome_are_settled() {
     for i in 0..8000u64 {
         v.write((i % 4000) * CLUSTER, cluster((i % 251) as u8), false).await.unwrap();
     }
-    v.drain(10 * MINUTE).await.unwrap();
+    v.drain(MINUTE * 10).await.unwrap();
     world.store.set_faults(StoreFaults::default());
     drop(v);
     world.lose_data_dir();
@@ -414,4 +414,31 @@ async fn what_a_fenced_owner_puts_late_is_swept_within_the_hour_and_nothing_else
     world.boot().await.unwrap();
     let v = world.open().await.unwrap();
     assert_eq!(value(&v, 0).await, 1, "what is named stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_store_gets_room_from_garbage_before_live_clusters_are_copied() {
+    const SCO: u64 = 256;
+    let world = World::new(14, settings(), 16 << 20).await;
+    let v = world.open().await.unwrap();
+    for addr in 0..16 * SCO {
+        v.write(addr * CLUSTER, cluster(1), false).await.unwrap();
+    }
+    v.drain(MINUTE).await.unwrap();
+    let keys = world.store.keys();
+    let mut stored = 0;
+    for key in &keys {
+        stored += world.store.head(key).await.unwrap().unwrap();
+    }
+    world.store.set_faults(StoreFaults { room: Some(stored + (7 << 20)), ..StoreFaults::default() });
+    // Four SCOs become garbage, and of each other one half.
+    for addr in (0..4 * SCO).chain((4 * SCO..16 * SCO).step_by(2)) {
+        v.write(addr * CLUSTER, cluster(2), false).await.unwrap();
+    }
+    v.drain(MINUTE * 10).await.unwrap();
+    assert!(world.store.tally().full > 0, "there was room enough");
+    for addr in 0..16 * SCO {
+        let new = addr < 4 * SCO || addr % 2 == 0;
+        assert_eq!(value(&v, addr).await, if new { 2 } else { 1 }, "cluster {addr}");
+    }
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 pub struct StoreFaults {
     /// Every request fails as unavailable.
     pub away: bool,
-    /// Every put finds no space.
-    pub full: bool,
+    /// Bytes of objects beyond which a put finds no space.
+    pub room: Option<u64>,
     /// Per thousand requests: fail without effect.
     pub fail_per_mille: u32,
     /// Per thousand puts: take effect, and fail.
@@ -165,7 +165,8 @@ impl ObjectStore for SimObjectStore {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         Self::changes(inner)?;
-        if inner.faults.full {
+        let stored = || inner.objects.values().map(|object| object.len() as u64).sum::<u64>();
+        if inner.faults.room.is_some_and(|room| stored() + data.len() as u64 > room) {
             inner.tally.full += 1;
             return Err(Error::new(ErrorKind::NoSpace, "simulated store: no space"));
         }

@@ -11,7 +11,7 @@ use common::{Epoch, Error, ErrorKind, Name, Result, VolumeId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::MutexGuard;
-use volumedriver::{Effort, Scrubbed};
+use volumedriver::{Effort, Scrubbed, Volume};
 
 /// How long work that nobody waits for may take.
 const IN_BACKGROUND: Duration = Duration::from_secs(3600);
@@ -165,24 +165,8 @@ impl Router {
         name: &str,
         wait: Option<Duration>,
     ) -> Result<VdiskInfo> {
-        let vdisk = self.find_vdisk(vpool, name)?;
-        self.serve(&vdisk).await?;
-        let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
-        match wait {
-            Some(wait) => volume.drain(wait).await.context(format!("vDisk '{vdisk}'"))?,
-            None => {
-                let (tasks, subject) = (self.tasks.clone(), vdisk.clone());
-                self.tasks.spawn(format!("drain vDisk {vdisk}"), async move {
-                    tokio::select! {
-                        () = tasks.stopped() => {}
-                        result = volume.drain(IN_BACKGROUND) => if let Err(error) = result {
-                            tracing::warn!(vdisk = %subject, %error, "drain");
-                        }
-                    }
-                })?;
-            }
-        }
-        Ok(vdisk.info())
+        let work = async move |volume: Arc<Volume>, wait| volume.drain(wait).await;
+        Ok(self.long(vpool, name, "drain", wait, work).await?.0)
     }
 
     /// Gives back the space of what nobody reads any more; `Unavailable` when `wait` passes first, and then it
@@ -196,25 +180,42 @@ impl Router {
         effort: Effort,
         wait: Option<Duration>,
     ) -> Result<(VdiskInfo, Scrubbed)> {
+        let work = async move |volume: Arc<Volume>, wait| volume.scrub(effort, wait).await;
+        self.long(vpool, name, "scrub", wait, work).await
+    }
+
+    /// Does what takes long with a volume, or begins it when there is no `wait`.
+    async fn long<T, F>(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+        what: &'static str,
+        wait: Option<Duration>,
+        work: impl FnOnce(Arc<Volume>, Duration) -> F,
+    ) -> Result<(VdiskInfo, T)>
+    where
+        T: Default + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
         let vdisk = self.find_vdisk(vpool, name)?;
         self.serve(&vdisk).await?;
         let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
-        let mut scrubbed = Scrubbed::default();
+        let mut done = T::default();
         match wait {
-            Some(wait) => scrubbed = volume.scrub(effort, wait).await.context(format!("vDisk '{vdisk}'"))?,
+            Some(wait) => done = work(volume, wait).await.context(format!("vDisk '{vdisk}'"))?,
             None => {
-                let (tasks, subject) = (self.tasks.clone(), vdisk.clone());
-                self.tasks.spawn(format!("scrub vDisk {vdisk}"), async move {
+                let (tasks, subject, work) = (self.tasks.clone(), vdisk.clone(), work(volume, IN_BACKGROUND));
+                self.tasks.spawn(format!("{what} vDisk {vdisk}"), async move {
                     tokio::select! {
                         () = tasks.stopped() => {}
-                        result = volume.scrub(effort, IN_BACKGROUND) => if let Err(error) = result {
-                            tracing::warn!(vdisk = %subject, %error, "scrub");
+                        result = work => if let Err(error) = result {
+                            tracing::warn!(vdisk = %subject, %error, "{what}");
                         }
                     }
                 })?;
             }
         }
-        Ok((vdisk.info(), scrubbed))
+        Ok((vdisk.info(), done))
     }
 
     /// Deletes a vDisk, its snapshots and its objects. One that has clones is refused, with their names. One

@@ -283,7 +283,7 @@ impl Maker {
                 0..4 => {
                     // An outage ends: no promise is about one that does not.
                     let away = StoreFaults { away: true, ..StoreFaults::default() };
-                    let full = StoreFaults { full: true, ..StoreFaults::default() };
+                    let full = StoreFaults { room: Some(0), ..StoreFaults::default() };
                     let bad = if self.rng.bool() { away } else { full };
                     let until = at + self.millis(10..20_000);
                     let after = self.store_faults();

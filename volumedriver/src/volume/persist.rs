@@ -96,7 +96,19 @@ pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, parts: &[Bytes])
 impl Shared {
     /// Tries `op` until it succeeds, fails for good, or the volume stops; the volume's state tells
     /// the reason meanwhile.
-    pub async fn persist<T, F>(&self, what: &str, mut op: impl FnMut() -> F) -> Result<T>
+    pub async fn persist<T, F>(&self, what: &str, op: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        self.persist_while(may_pass, what, op).await
+    }
+
+    async fn persist_while<T, F>(
+        &self,
+        may_pass: impl Fn(ErrorKind) -> bool,
+        what: &str,
+        mut op: impl FnMut() -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
@@ -134,5 +146,11 @@ impl Shared {
     /// Puts an object of ours, for as long as it takes.
     pub async fn persist_put(&self, what: &str, key: &str, parts: &[Bytes]) -> Result<()> {
         self.persist(what, || put_own(&*self.store, key, parts)).await
+    }
+
+    /// As [`Shared::persist_put`], but fails with `NoSpace` on a full store: for what can do without.
+    pub async fn persist_put_if_room(&self, what: &str, key: &str, parts: &[Bytes]) -> Result<()> {
+        let may_pass = |kind| kind != ErrorKind::NoSpace && may_pass(kind);
+        self.persist_while(may_pass, what, || put_own(&*self.store, key, parts)).await
     }
 }

@@ -26,6 +26,12 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+/// How long writes that do not urge may wait to be sealed because more is stored than should be.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// How long a step that has begun may take to end, when the volume closes.
+pub(super) const LAST_STEP: Duration = Duration::from_secs(2);
+
 /// What the pump is asked for.
 pub(crate) enum Command {
     /// Say when everything up to `target` is committed.
@@ -105,7 +111,12 @@ impl Pump {
             self.shared.stop(error);
         }
         beside.shutdown().await;
-        self.tasks.shutdown().await;
+        // A put that is cut off may land after the volume was deleted. It is not waited for where the store does
+        // not answer.
+        let last = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_STEP, last).await.is_err() {
+            self.tasks.shutdown().await;
+        }
         let error = self.shared.core.lock().stopped().cloned();
         let error = error.unwrap_or_else(|| Error::unavailable("the volume is closing"));
         self.scrubs.stop(&error).await;
@@ -193,20 +204,26 @@ impl Pump {
     /// How long until something is to be sealed; zero for now, `None` when nothing is unsealed or
     /// enough is under way.
     fn seal_wait(&self) -> Option<Duration> {
-        let full = self.uploads.len() >= self.shared.settings.uploads_per_volume;
-        if full || (self.drains.is_empty() && self.is_tight()) {
+        let shared = &self.shared;
+        if self.uploads.len() >= shared.settings.uploads_per_volume {
             return None;
         }
-        let core = self.shared.core.lock();
+        let held = self.drains.is_empty() && shared.is_tight();
+        let core = shared.core.lock();
         let (bytes, since) = core.unsealed();
-        let since = since?;
+        let age = shared.clock.now().saturating_sub(since?);
         let sealed = core.frontiers().sealed;
-        if bytes >= u64::from(self.shared.sco_size) || self.drains.iter().any(|(target, _)| *target > sealed)
-        {
-            return Some(Duration::ZERO);
+        let full = bytes >= u64::from(shared.sco_size);
+        let wait = match full || self.drains.iter().any(|(target, _)| *target > sealed) {
+            true => Duration::ZERO,
+            false => Duration::from_secs(shared.settings.seal_age_seconds).saturating_sub(age),
+        };
+        match held {
+            // The scrub hurries now: writers are as fast as it is.
+            true if shared.urgency(bytes) >= 1.0 => None,
+            true => Some(wait.max(HOLD.saturating_sub(age))),
+            false => Some(wait),
         }
-        let age = self.shared.clock.now().saturating_sub(since);
-        Some(Duration::from_secs(self.shared.settings.seal_age_seconds).saturating_sub(age))
     }
 
     fn tail_entries(&self) -> usize {
@@ -335,6 +352,7 @@ impl Pump {
                 self.snapshots.change(id, &change);
                 // What only it read may go now.
                 self.scrubs.snapshots_changed();
+                self.shared.scrubbing.snapshots_hold(0);
             }
             let gone = || Error::not_found(format!("there is no snapshot {id:032x}"));
             answers.push((done, found.map(drop).ok_or_else(gone)));

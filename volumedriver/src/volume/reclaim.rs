@@ -27,10 +27,14 @@ const DELETES: usize = 16;
 impl Pump {
     /// Whether a TLog is in no view: neither in the head nor in a snapshot.
     pub(super) fn has_unseen(&self) -> bool {
-        let head = Lsns::head(self.chain.current());
-        let views: Vec<Lsns> =
-            std::iter::once(head).chain(self.snapshots.iter().map(|s| Lsns::of(s))).collect();
+        let views = self.views();
         self.tlogs.iter().any(|t| !views.iter().any(|lsns| lsns.hold(t.lsn_lo, t.lsn_hi)))
+    }
+
+    /// Which LSNs somebody reads: those of the head and of each snapshot.
+    pub(super) fn views(&self) -> Vec<Lsns> {
+        let head = Lsns::head(self.chain.current());
+        std::iter::once(head).chain(self.snapshots.iter().map(|s| Lsns::of(s))).collect()
     }
 
     /// Deletes the Manifest before the newest, and the pages that only it named. An epoch's

@@ -11,6 +11,7 @@
 //! | this one | which SCOs are worth it |
 //! | `spans` | which TLogs are rewritten |
 //! | `job` | carrying it out, beside the pump |
+//! | `pace` | how fast: clients come first |
 //! | `progress` | how far it has come, for people |
 //! | `swap` | the Manifest, the index, deleting: in the pump, where all change of a volume is |
 //!
@@ -18,6 +19,7 @@
 //! TLogs alone.
 
 mod job;
+mod pace;
 mod progress;
 mod spans;
 mod swap;

@@ -1,6 +1,7 @@
 //! Carrying a scrub out: reads TLogs, copies the live clusters of victims, puts new TLogs. It changes nothing
 //! that is there; what it made counts when the pump has put a Manifest that names it.
 
+use super::pace::Pace;
 use super::spans::{Rewrite, Span, spans};
 use super::{COPY, Effort, Limits, Space, space, uses, victims};
 use crate::format::envelope::{BLOCK, Envelope, ObjectKind};
@@ -18,12 +19,10 @@ use crate::volume::tlogs::{self, Group, Seen};
 use bytes::Bytes;
 use common::{Error, ErrorKind, Lsn, Result, mutant};
 use foldhash::fast::FixedState;
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// What a job is to do.
 #[derive(Debug)]
@@ -88,11 +87,23 @@ struct Live {
 
 /// Carries out a plan.
 pub(in crate::volume) async fn run(shared: Arc<Shared>, writer: u128, plan: Plan) -> Result<Outcome, Failed> {
-    let job = Job { shared: &shared, writer, plan: &plan, made: Mutex::default() };
+    let outcome = attempt(&shared, writer, &plan, true).await;
+    match &outcome {
+        // Nothing can be copied on a full store: what is all garbage goes without.
+        Err(Failed { sco: None, error }) if error.kind == ErrorKind::NoSpace => {
+            tracing::warn!(volume = %shared.id, %error, "no room to copy live clusters: deleting what has none");
+            attempt(&shared, writer, &plan, false).await
+        }
+        _ => outcome,
+    }
+}
+
+async fn attempt(shared: &Shared, writer: u128, plan: &Plan, copies: bool) -> Result<Outcome, Failed> {
+    let mut job = Job { shared, writer, plan, copies, pace: Pace::new(shared), made: Vec::new() };
     let outcome = job.run().await;
     if outcome.is_err() {
         // Nothing will name them.
-        delete_quietly(&*shared.store, job.made.into_inner()).await;
+        delete_quietly(&*shared.store, job.made).await;
     }
     outcome
 }
@@ -101,8 +112,11 @@ struct Job<'a> {
     shared: &'a Shared,
     writer: u128,
     plan: &'a Plan,
+    /// Victims with live clusters go too.
+    copies: bool,
+    pace: Pace<'a>,
     /// Objects that were put so far.
-    made: Mutex<Vec<String>>,
+    made: Vec<String>,
 }
 
 /// Where clusters of victims went, and how long SCOs are.
@@ -123,11 +137,11 @@ impl Moves<'_> {
 const PASS: usize = 8;
 
 impl Job<'_> {
-    async fn run(&self) -> Result<Outcome, Failed> {
-        let shared = self.shared;
+    async fn run(&mut self) -> Result<Outcome, Failed> {
+        let (shared, plan) = (self.shared, self.plan);
         let source = source(shared);
         let mut groups: Vec<(Group, Vec<Vec<Arc<Tree>>>)> = Vec::new();
-        for group in &self.plan.groups {
+        for group in &plan.groups {
             let mut runs = Vec::with_capacity(group.runs.len());
             for run in &group.runs {
                 let mut trees = Vec::with_capacity(run.parts.len());
@@ -142,18 +156,22 @@ impl Job<'_> {
         let seen = |used: &super::Use| used.runs.iter().any(|(g, _)| groups[*g].0.seen != Seen::Nobody);
         let mut outcome = Outcome { space: space(&uses, &shared.index), ..Outcome::default() };
         let limits = Limits {
-            effort: self.plan.effort,
+            effort: plan.effort,
             cluster: u64::from(shared.cluster),
             sco_size: u64::from(shared.sco_size),
             target: shared.settings.scrub_percent - LOWER,
             worth: WORTH,
-            tip: self.plan.tip,
+            tip: plan.tip,
             small_run: shared.settings.tlog_entries as u64,
         };
-        let victims = match self.plan.effort {
+        let mut victims = match plan.effort {
             Effort::Merge => BTreeSet::new(),
             _ => {
-                let kept = |id: ScoId, used: &super::Use| self.plan.damaged.contains(&id) || !seen(used);
+                let copies = self.copies;
+                let kept = |id: ScoId, used: &super::Use| {
+                    let full = !copies && used.live(shared.index.live(id)) > 0;
+                    full || plan.damaged.contains(&id) || !seen(used)
+                };
                 victims(&uses, &shared.index, &limits, kept)
             }
         };
@@ -167,7 +185,7 @@ impl Job<'_> {
             }
             let ends = group.runs.first().map(|run| run.lsns.0).zip(group.runs.last().map(|run| run.lsns.1));
             let Some((begin, end)) = ends else { continue };
-            let fresh = self.plan.fresh.get(&begin).copied();
+            let fresh = plan.fresh.get(&begin).copied();
             let spans = spans(group, trees, &victims, fresh, &limits);
             let rewritten: usize = spans.iter().map(Range::len).sum();
             let fresh = if rewritten == group.runs.len() { Some(end) } else { fresh };
@@ -180,7 +198,13 @@ impl Job<'_> {
             rewrites.extend(Rewrite::new(group, &spans, shared.parent.is_none()));
         }
 
-        let live = self.live(&rewrites, &victims).await?;
+        let mut live = self.live(&rewrites, &victims).await?;
+        if !self.copies {
+            // Counts that came to zero after the TLogs were written: those SCOs stay for now.
+            for id in std::mem::take(&mut live).into_values().flat_map(BTreeMap::into_keys) {
+                victims.remove(&id);
+            }
+        }
         let clusters: usize = live.values().flatten().map(|(_, live)| live.len()).sum();
         shared.scrubbing.plan(clusters as u64 * u64::from(shared.cluster));
         let mut moved = Moved::with_hasher(FixedState::default());
@@ -210,7 +234,7 @@ impl Job<'_> {
 
     /// The clusters of the victims that somebody reads, by the span that names them and by victim.
     async fn live(
-        &self,
+        &mut self,
         rewrites: &[Rewrite<'_>],
         victims: &BTreeSet<ScoId>,
     ) -> Result<BTreeMap<(usize, usize), BTreeMap<ScoId, Vec<Live>>>> {
@@ -221,6 +245,7 @@ impl Job<'_> {
         for (number, rewrite) in rewrites.iter().enumerate() {
             let mut merge = Merge::new(self.shared, rewrite.runs, 0);
             while let Some(piece) = merge.next().await? {
+                self.pace.go_on().await?;
                 let Some((sco, slot, crcs)) = piece.at.filter(|(sco, ..)| victims.contains(sco)) else {
                     continue;
                 };
@@ -240,7 +265,7 @@ impl Job<'_> {
 
     /// Copies live clusters to relocation SCOs, those of old victims apart from those of young ones.
     async fn relocate(
-        &self,
+        &mut self,
         live: BTreeMap<ScoId, Vec<Live>>,
         uses: &BTreeMap<ScoId, super::Use>,
         moved: &mut Moved,
@@ -253,7 +278,6 @@ impl Job<'_> {
         // One address may be live twice, for the head and for a snapshot; a SCO has each once.
         let mut batch: BTreeMap<u64, (ScoId, Live, Bytes)> = BTreeMap::new();
         for (id, mut clusters) in victims {
-            let begin = shared.clock.now();
             clusters.sort_by_key(|c| (c.slot, c.addr));
             let len = uses.get(&id).map_or(0, |used| used.len);
             let content = self.read(id, len, &clusters).await?;
@@ -263,7 +287,7 @@ impl Job<'_> {
                 }
                 batch.insert(c.addr, (id, c, data));
             }
-            self.pace(begin).await?;
+            self.pace.rest().await?;
         }
         if !batch.is_empty() {
             self.put(batch, moved, outcome).await?;
@@ -321,13 +345,12 @@ impl Job<'_> {
 
     /// Puts a relocation SCO.
     async fn put(
-        &self,
+        &mut self,
         batch: BTreeMap<u64, (ScoId, Live, Bytes)>,
         moved: &mut Moved,
         outcome: &mut Outcome,
     ) -> Result<()> {
         let shared = self.shared;
-        let begin = shared.clock.now();
         let number = shared.next_reloc.fetch_add(1, Ordering::Relaxed);
         let id = ScoId { epoch: shared.epoch, number: FIRST_RELOC + number };
         let mut index = ScoIndex::default();
@@ -368,18 +391,18 @@ impl Job<'_> {
         let parts = sco::encode(&envelope, &header, &index, clusters)?;
         let len = parts.iter().map(|part| part.len() as u64).sum();
         let key = keys::sco_key(shared.id, id);
-        shared.persist_put("putting a relocation SCO", &key, &parts).await?;
-        self.made.lock().push(key);
+        shared.persist_put_if_room("putting a relocation SCO", &key, &parts).await?;
+        self.made.push(key);
         shared.metrics.relocated_bytes.inc_by(len);
         shared.scrubbing.copied(copied);
         outcome.relocated.push((id, len, written));
-        self.pace(begin).await?;
+        self.pace.rest().await?;
         Ok(())
     }
 
     /// Puts the TLogs that replace some spans, and notes the SCOs that they name.
     async fn rewrite(
-        &self,
+        &mut self,
         rewrite: &Rewrite<'_>,
         pass: Range<usize>,
         moves: &Moves<'_>,
@@ -390,6 +413,7 @@ impl Job<'_> {
         let mut builders: Vec<Builder> = rewrite.spans[pass.clone()].iter().map(Span::builder).collect();
         let mut merge = Merge::new(self.shared, rewrite.runs, 0);
         while let Some(piece) = merge.next().await? {
+            self.pace.go_on().await?;
             let Some(span) = rewrite.span_of[piece.run].filter(|span| pass.contains(span)) else { continue };
             if piece.kind == Kind::Discard && rewrite.spans[span].bottom {
                 *forgot = true;
@@ -426,32 +450,17 @@ impl Job<'_> {
         Ok(added)
     }
 
-    async fn put_tlog(&self, tlog: TLog, names: &mut BTreeSet<ScoId>) -> Result<TLogRef> {
+    async fn put_tlog(&mut self, tlog: TLog, names: &mut BTreeSet<ScoId>) -> Result<TLogRef> {
         let shared = self.shared;
-        let begin = shared.clock.now();
         let name = ScoId { epoch: shared.epoch, number: shared.object_number() };
         let (object, named) = tlogs::encode(shared.id, name, self.writer, &tlog)?;
         names.extend(tlog.dict.iter().map(|d| d.id));
         drop(tlog);
         shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
-        self.made.lock().push(object.key);
+        self.made.push(object.key);
         shared.metrics.tlogs.inc();
-        self.pace(begin).await?;
+        self.pace.rest().await?;
         Ok(named)
-    }
-
-    /// Clients come first: as long as the last step took, which is the longer the more they do, the store
-    /// is theirs. Not when nobody is there, nor when garbage grows faster than it goes.
-    async fn pace(&self, begin: Duration) -> Result<()> {
-        let shared = self.shared;
-        shared.core.lock().check()?;
-        let took = shared.clock.now().saturating_sub(begin);
-        let busy = shared.busy.swap(false, Ordering::Relaxed);
-        let yields = self.plan.effort == Effort::Due && !shared.scrubbing.is_in_a_hurry();
-        if busy && yields && !took.is_zero() {
-            shared.clock.sleep(took.min(Duration::from_millis(250))).await;
-        }
-        Ok(())
     }
 }
 

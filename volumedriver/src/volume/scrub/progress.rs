@@ -28,11 +28,13 @@ pub(crate) struct Progress {
     deleted_scos: AtomicU64,
     relocated_bytes: AtomicU64,
     snapshot_bytes: AtomicU64,
-    hurry: AtomicBool,
+    /// See [`Progress::is_due`].
+    due: AtomicBool,
 }
 
 impl Progress {
-    pub fn begin(&self) {
+    pub fn begin(&self, due: bool) {
+        self.due.store(due, Ordering::Relaxed);
         self.to_copy.store(0, Ordering::Relaxed);
         self.copied.store(0, Ordering::Relaxed);
         self.running.store(true, Ordering::Relaxed);
@@ -57,16 +59,13 @@ impl Progress {
         self.relocated_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Whether it may give way to clients.
-    pub fn hurry(&self, hurry: bool) {
-        self.hurry.store(hurry, Ordering::Relaxed);
-    }
-
-    pub fn is_in_a_hurry(&self) -> bool {
-        self.hurry.load(Ordering::Relaxed)
+    /// One is at work that nobody waits for: clients come first.
+    pub fn is_due(&self) -> bool {
+        self.due.load(Ordering::Relaxed)
     }
 
     pub fn end(&self) {
+        self.due.store(false, Ordering::Relaxed);
         self.running.store(false, Ordering::Relaxed);
     }
 

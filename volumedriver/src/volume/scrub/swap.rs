@@ -1,16 +1,14 @@
 //! Taking over what a scrub made: Manifest, index, then deleting; and when to begin the next one.
 
-use super::{Effort, Failed, Outcome, Plan, Space, run};
+use super::{Effort, Failed, Outcome, Plan, run};
 use crate::format::keys;
 use crate::format::manifest::ManifestKind;
 use crate::format::sco::ScoId;
-use crate::lsns::Lsns;
-use crate::volume::pump::Pump;
+use crate::volume::pump::{LAST_STEP, Pump};
 use crate::volume::reclaim::{WORTH, delete_quietly};
 use crate::volume::tlogs;
 use common::{Error, Lsn, Result, mutant};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
@@ -18,9 +16,6 @@ use tokio::task::JoinSet;
 
 /// The shortest time between two scrubs of a volume that nobody writes.
 const PERIOD: Duration = Duration::from_secs(10);
-
-/// How long a job may take to see that its volume has stopped.
-const LAST_STEP: Duration = Duration::from_secs(2);
 
 /// What a scrub that somebody asked for did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,8 +38,6 @@ pub(in crate::volume) struct Scrubs {
     effort: Option<Effort>,
     asked: Vec<(Effort, Scrubbed, oneshot::Sender<Result<Scrubbed>>)>,
     damaged: BTreeSet<ScoId>,
-    /// What the last one found.
-    space: Space,
     /// See [`Plan::fresh`].
     fresh: BTreeMap<Lsn, Lsn>,
     /// Bytes that were stored when the last one gained nothing.
@@ -91,7 +84,6 @@ impl Scrubs {
     /// What deleting a snapshot changes: what only it read is garbage.
     pub fn snapshots_changed(&mut self) {
         self.in_vain = 0;
-        self.space.of_snapshots = 0;
     }
 }
 
@@ -102,7 +94,7 @@ impl Pump {
         if !shared.settings.scrub || self.scrubs.is_running() || !shared.index.is_whole() {
             return false;
         }
-        let stored = self.stored();
+        let stored = shared.stored();
         let dead = shared.index.dead_bytes();
         if idle && (self.has_unseen() || (dead > 0 && dead >= WORTH.min(stored / 8))) {
             return stored != self.scrubs.in_vain;
@@ -112,32 +104,13 @@ impl Pump {
             stored.saturating_sub(self.scrubs.in_vain).max(self.scrubs.in_vain.saturating_sub(stored));
         let fresh = self.scrubs.in_vain == 0 || grown * 50 >= stored;
         let least = if idle { 0 } else { 4 * u64::from(shared.sco_size) };
-        fresh && self.is_over(stored, shared.settings.scrub_percent, least)
+        fresh && shared.is_over(stored, shared.settings.scrub_percent, least)
     }
 
-    /// Whether more is stored than this for each 100 live bytes, and there is this much garbage.
-    fn is_over(&self, stored: u64, percent: u64, least: u64) -> bool {
-        let (_, head) = self.shared.index.totals();
-        let live = (head + self.scrubs.space.of_snapshots) * u64::from(self.shared.cluster);
-        stored.saturating_sub(live) > least && stored * 100 > live * percent
-    }
-
-    /// Whether garbage comes faster than the scrub at work gives it back: then new SCOs wait for its end, and it
-    /// for nobody.
-    pub(in crate::volume) fn is_tight(&self) -> bool {
-        let shared = &self.shared;
-        let stored = self.stored() + shared.scrubbing.status().copied;
-        let least = 4 * u64::from(shared.sco_size);
-        let tight = self.scrubs.is_running()
-            && self.scrubs.effort == Some(Effort::Due)
-            && self.is_over(stored, shared.settings.scrub_percent + SLACK, least);
-        shared.scrubbing.hurry(tight);
-        tight
-    }
-
-    /// When an idle volume looks whether something can be cleaned.
+    /// When an idle volume, or one that can't upload, looks whether something can be cleaned.
     pub(in crate::volume) fn idle_wait(&self) -> Option<Duration> {
-        if self.is_uploading() || !self.scrub_due(true) {
+        // Uploads that do not succeed may wait for room.
+        if (self.is_uploading() && self.shared.trouble.get().is_none()) || !self.scrub_due(true) {
             return None;
         }
         let since = self.shared.clock.now().saturating_sub(self.scrubs.ended);
@@ -147,18 +120,15 @@ impl Pump {
     /// Begins a scrub of everything that is committed.
     pub(in crate::volume) async fn begin_scrub(&mut self, effort: Effort) -> Result<()> {
         self.roll().await?;
-        let head = Lsns::head(self.chain.current());
-        let views: Vec<Lsns> =
-            std::iter::once(head).chain(self.snapshots.iter().map(|s| Lsns::of(s))).collect();
         let plan = Plan {
-            groups: tlogs::groups(&self.tlogs, &views),
+            groups: tlogs::groups(&self.tlogs, &self.views()),
             effort,
             damaged: self.scrubs.damaged.clone(),
             tip: self.chain.current().tlog_lsn,
             fresh: self.scrubs.fresh.clone(),
         };
         self.scrubs.effort = Some(effort);
-        self.shared.scrubbing.begin();
+        self.shared.scrubbing.begin(effort == Effort::Due);
         let (keep, dropped) = oneshot::channel();
         self.scrubs.keep = Some(keep);
         let work = run(self.shared.clone(), self.writer, plan);
@@ -210,7 +180,7 @@ impl Pump {
                     return Err(error);
                 }
                 tracing::error!(volume = %shared.id, %error, "a scrub failed");
-                self.scrubs.in_vain = self.stored();
+                self.scrubs.in_vain = shared.stored();
                 self.answer_scrub(effort, Err(error));
                 return Ok(());
             }
@@ -219,7 +189,6 @@ impl Pump {
         let nothing = outcome.removed.is_empty();
         // As it was, not as it was thought: clusters of one address do not fit one SCO.
         let freed = outcome.freed > outcome.spent;
-        self.scrubs.space = outcome.space;
         shared.scrubbing.snapshots_hold(outcome.space.of_snapshots * u64::from(shared.cluster));
         if !nothing {
             self.swap(outcome).await?;
@@ -227,7 +196,7 @@ impl Pump {
             tracing::info!(volume = %shared.id, scos, tlogs, copied, ?effort, "scrubbed");
         }
         let gained = freed || (effort == Some(Effort::Merge) && !nothing);
-        self.scrubs.in_vain = if gained { 0 } else { self.stored() };
+        self.scrubs.in_vain = if gained { 0 } else { shared.stored() };
         if let Some(asked) = self.scrubs.asked.first_mut().filter(|asked| Some(asked.0) == effort) {
             asked.1.scos += scos as u64;
             asked.1.tlogs += tlogs as u64;
@@ -238,10 +207,6 @@ impl Pump {
             }
         }
         Ok(())
-    }
-
-    fn stored(&self) -> u64 {
-        self.shared.index.totals().0 + self.shared.tlog_bytes.load(Ordering::Relaxed)
     }
 
     fn answer_scrub(&mut self, effort: Option<Effort>, answer: Result<Scrubbed>) {
@@ -296,6 +261,3 @@ impl Pump {
         Ok(())
     }
 }
-
-/// Percent of the live bytes that may gather while a scrub is at work.
-const SLACK: u64 = 2;
