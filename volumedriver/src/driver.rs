@@ -135,6 +135,7 @@ impl Driver {
             uploads: Arc::new(Semaphore::new(settings.uploads)),
             device,
             left: Arc::default(),
+            demand: Arc::default(),
             created: Mutex::default(),
             metrics,
             epochs: recovered.volumes.iter().map(|(id, v)| (*id, v.epoch)).collect(),

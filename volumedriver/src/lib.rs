@@ -24,6 +24,7 @@
 
 mod core;
 mod credit;
+mod demand;
 mod extent_map;
 mod index;
 mod lsns;

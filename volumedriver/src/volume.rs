@@ -39,6 +39,7 @@ pub(crate) mod write;
 use crate::config::Settings;
 use crate::core::Core;
 use crate::credit::{Credits, Left};
+use crate::demand::Demand;
 use crate::format::snapshot::Description;
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
@@ -61,7 +62,7 @@ use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
 pub use snapshots::{SnapshotChange, SnapshotInfo};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -187,8 +188,7 @@ pub(crate) struct Shared {
     /// The last number of a TLog or list page that this epoch gave out, and that of a relocation SCO.
     pub last_object: AtomicU64,
     pub next_reloc: AtomicU64,
-    /// A client asked for something since this was last looked at.
-    pub busy: AtomicBool,
+    pub demand: Arc<Demand>,
     pub snapshots: Snapshots,
     pub changes: Changes,
     pub metrics: Metrics,

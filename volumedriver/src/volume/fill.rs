@@ -9,7 +9,6 @@ use crate::log::Kind;
 use crate::lsns::Lsns;
 use common::Result;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Clusters, about, that are filled in at a time: readers and writers get in between.
 const BATCH: usize = 1024;
@@ -48,6 +47,7 @@ async fn carry_out(shared: &Shared, tlogs: &TLogSet, head: Lsns) -> Result<u64> 
     let mut entries = 0;
     let mut batch: Vec<(Kind, u64, u64, Option<At>)> = Vec::new();
     let mut clusters = 0;
+    let mut seen = shared.demand.count();
     loop {
         let to = {
             let piece = merge.next().await?;
@@ -67,7 +67,7 @@ async fn carry_out(shared: &Shared, tlogs: &TLogSet, head: Lsns) -> Result<u64> 
             clusters = 0;
             // Clients come first.
             let took = shared.clock.now().saturating_sub(begin);
-            match shared.busy.swap(false, Ordering::Relaxed) && !took.is_zero() {
+            match shared.demand.since(&mut seen) && !took.is_zero() {
                 true => shared.clock.sleep(took).await,
                 false => tokio::task::yield_now().await,
             }

@@ -19,6 +19,7 @@ use super::{MemoryBudget, Shared, Volume};
 use crate::config::Settings;
 use crate::core::Core;
 use crate::credit::{Account, Credits, Left};
+use crate::demand::Demand;
 use crate::format::envelope::{BLOCK, ObjectKind};
 use crate::format::keys;
 use crate::format::manifest::{HistoryEntry, Manifest, ManifestKind, TLogRef, Tail};
@@ -37,7 +38,7 @@ use futures::{StreamExt, TryStreamExt};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Tail SCOs that are read at a time.
@@ -68,6 +69,7 @@ pub(crate) struct Home {
     pub device: Arc<Account>,
     pub left: Arc<Left>,
     pub metrics: Metrics,
+    pub demand: Arc<Demand>,
     /// The highest epoch that the journal has of each volume that it found at the start.
     pub epochs: HashMap<VolumeId, Epoch>,
     /// Volumes that this process created: what an earlier one left in the journal is not theirs.
@@ -163,7 +165,7 @@ pub(crate) async fn open(
         base: RwLock::new(base),
         last_object: AtomicU64::new(image.next_object),
         next_reloc: AtomicU64::new(1),
-        busy: AtomicBool::new(false),
+        demand: home.demand.clone(),
         snapshots: Snapshots::default(),
         changes: Changes::default(),
         metrics: home.metrics.clone(),

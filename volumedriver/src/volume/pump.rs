@@ -111,15 +111,15 @@ impl Pump {
             self.shared.stop(error);
         }
         beside.shutdown().await;
+        let error = self.shared.core.lock().stopped().cloned();
+        let error = error.unwrap_or_else(|| Error::unavailable("the volume is closing"));
         // A put that is cut off may land after the volume was deleted. It is not waited for where the store does
         // not answer.
         let last = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(LAST_STEP, last).await.is_err() {
+        let (last, ()) = tokio::join!(tokio::time::timeout(LAST_STEP, last), self.scrubs.stop(&error));
+        if last.is_err() {
             self.tasks.shutdown().await;
         }
-        let error = self.shared.core.lock().stopped().cloned();
-        let error = error.unwrap_or_else(|| Error::unavailable("the volume is closing"));
-        self.scrubs.stop(&error).await;
         let drains = self.drains.drain(..).map(|(_, done)| done);
         for done in drains.chain(self.edits.drain(..).map(|(_, _, done)| done)) {
             let _ = done.send(Err(error.clone()));

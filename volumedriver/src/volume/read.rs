@@ -93,7 +93,7 @@ impl Shared {
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes> {
         let len = u64::from(len);
         self.check_read(offset, len)?;
-        self.busy.store(true, Ordering::Relaxed);
+        self.demand.arrived();
         if len == 0 {
             return Ok(Bytes::new());
         }

@@ -13,7 +13,6 @@ use common::{Error, ErrorKind, Result, mutant};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 /// Largest content of one entry.
@@ -85,7 +84,7 @@ impl Drop for Claim<'_> {
 
 impl Shared {
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
-        self.busy.store(true, Ordering::Relaxed);
+        self.demand.arrived();
         let core = self.core.lock();
         core.check()?;
         match offset.checked_add(len) {

@@ -67,11 +67,15 @@ pub fn latency(options: &Options, folder: &Path) -> Result<()> {
     }
     let mut runs: [Vec<Run>; 2] = Default::default();
     for _ in 0..options.runs {
-        for (router, runs) in routers.iter().zip(&mut runs) {
+        for (number, runs) in runs.iter_mut().enumerate() {
+            let (router, other) = (&routers[number], &routers[1 - number]);
+            // Without clients it scrubs as fast as it can, and shares the disk.
+            other.freeze()?;
             overwrite(router, size / 4)?;
             // Uploads of what was written at full speed are not what is measured.
             router.drain("p/v")?;
             runs.push(run(options, router, size)?);
+            other.thaw()?;
         }
     }
     println!(

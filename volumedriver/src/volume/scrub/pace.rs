@@ -12,8 +12,11 @@ const SLACK: u64 = 2;
 /// meet it than a 99th percentile counts.
 const GENTLE: f64 = 128.0;
 
-/// The longest rest.
-const REST: Duration = Duration::from_secs(1);
+/// The longest rest: a step that syncs may stop a disk for a tenth of a second.
+const REST: Duration = Duration::from_secs(10);
+
+/// How often a rest looks whether it is still right.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// It rests not at all when so many SCOs could be sealed and are held back for it.
 const BACKLOG: u64 = 8;
@@ -60,11 +63,13 @@ impl Shared {
 pub(super) struct Pace<'a> {
     shared: &'a Shared,
     began: Duration,
+    /// Requests of clients before.
+    seen: u64,
 }
 
 impl<'a> Pace<'a> {
     pub fn new(shared: &'a Shared) -> Pace<'a> {
-        Pace { shared, began: shared.clock.now() }
+        Pace { shared, began: shared.clock.now(), seen: shared.demand.count() }
     }
 
     /// A step has ended. Fails when the volume has stopped.
@@ -72,9 +77,15 @@ impl<'a> Pace<'a> {
         let shared = self.shared;
         shared.core.lock().check()?;
         let step = shared.clock.now().saturating_sub(self.began);
-        let busy = shared.busy.swap(false, Ordering::Relaxed);
-        if busy && shared.scrubbing.is_due() && !step.is_zero() {
-            shared.clock.sleep(shared.rest(step)).await;
+        let began = shared.clock.now();
+        while shared.scrubbing.is_due() && shared.demand.since(&mut self.seen) {
+            let rested = shared.clock.now().saturating_sub(began);
+            let left = shared.rest(step).saturating_sub(rested);
+            if left.is_zero() {
+                break;
+            }
+            shared.clock.sleep(left.min(LOOK)).await;
+            shared.core.lock().check()?;
         }
         self.began = shared.clock.now();
         Ok(())
