@@ -417,7 +417,7 @@ async fn what_a_fenced_owner_puts_late_is_swept_within_the_hour_and_nothing_else
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_store_gets_room_from_garbage_before_live_clusters_are_copied() {
+async fn a_store_that_was_full_has_room_again_when_garbage_was_deleted() {
     const SCO: u64 = 256;
     let world = World::new(14, settings(), 16 << 20).await;
     let v = world.open().await.unwrap();
