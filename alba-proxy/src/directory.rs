@@ -25,7 +25,7 @@ mod write;
 use crate::key::{check_key, check_prefix};
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::object::{Listing, ObjectStore, Precondition};
+use common::object::{Haste, Listing, ObjectStore, Precondition};
 use common::{Clock, Error, ErrorKind, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -132,10 +132,10 @@ impl Inner {
         )))
     }
 
-    fn put(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+    fn put(&self, key: &str, parts: &[Bytes], precondition: Precondition, haste: Haste) -> Result<()> {
         let path = self.path(key)?;
         let temp = self.temp.next();
-        let outcome = self.writer.write(&temp, parts).and_then(|()| {
+        let outcome = self.writer.write(&temp, parts, haste).and_then(|()| {
             match self.name(&temp, &path, key, precondition) {
                 // Another router that has this store too found the folder empty, and took it away.
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -266,12 +266,18 @@ impl Inner {
 #[async_trait]
 impl ObjectStore for DirectoryStore {
     async fn put(&self, key: &str, data: Bytes, precondition: Precondition) -> Result<()> {
-        self.put_parts(key, &[data], precondition).await
+        self.put_parts(key, &[data], precondition, Haste::Full).await
     }
 
-    async fn put_parts(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+    async fn put_parts(
+        &self,
+        key: &str,
+        parts: &[Bytes],
+        precondition: Precondition,
+        haste: Haste,
+    ) -> Result<()> {
         let (key, parts) = (key.to_string(), parts.to_vec());
-        self.blocking(move |inner| inner.put(&key, &parts, precondition)).await
+        self.blocking(move |inner| inner.put(&key, &parts, precondition, haste)).await
     }
 
     async fn get(&self, key: &str) -> Result<Bytes> {

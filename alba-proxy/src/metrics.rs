@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::object::{Listing, ObjectStore, Precondition};
+use common::object::{Haste, Listing, ObjectStore, Precondition};
 use common::{Clock, ErrorKind, Result};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -172,9 +172,15 @@ impl<S: ObjectStore> ObjectStore for Metered<S> {
         Ok(())
     }
 
-    async fn put_parts(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+    async fn put_parts(
+        &self,
+        key: &str,
+        parts: &[Bytes],
+        precondition: Precondition,
+        haste: Haste,
+    ) -> Result<()> {
         let len = parts.iter().map(|part| part.len() as u64).sum();
-        self.count(&self.put, self.inner.put_parts(key, parts, precondition)).await?;
+        self.count(&self.put, self.inner.put_parts(key, parts, precondition, haste)).await?;
         self.bytes_put.inc_by(len);
         Ok(())
     }

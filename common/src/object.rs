@@ -15,6 +15,15 @@ pub enum Precondition {
     IfAbsent,
 }
 
+/// How much of a disk a put may take while others use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// All of it: somebody waits, or will.
+    Full,
+    /// Nobody waits: a store on a disk writes little at a time, with gaps in which others are served.
+    Gentle,
+}
+
 /// An object as a listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectMeta {
@@ -46,7 +55,13 @@ pub trait ObjectStore: Send + Sync {
     async fn put(&self, key: &str, data: Bytes, precondition: Precondition) -> Result<()>;
 
     /// As [`ObjectStore::put`], of an object that lies in memory in pieces.
-    async fn put_parts(&self, key: &str, parts: &[Bytes], precondition: Precondition) -> Result<()> {
+    async fn put_parts(
+        &self,
+        key: &str,
+        parts: &[Bytes],
+        precondition: Precondition,
+        _haste: Haste,
+    ) -> Result<()> {
         self.put(key, parts.concat().into(), precondition).await
     }
 

@@ -21,13 +21,15 @@ pub struct Plan {
     pub longest: usize,
     /// Of 100 requests, how many go to the first 64 blocks, so that overwrites are common.
     pub hot: u32,
+    /// Whether it flushes and writes with FUA now and then.
+    pub syncs: bool,
     /// Which random choices are made.
     pub seed: u64,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { connections: 4, depth: 8, longest: 16, hot: 30, seed: 1 }
+        Self { connections: 4, depth: 8, longest: 16, hot: 30, syncs: true, seed: 1 }
     }
 }
 
@@ -238,10 +240,11 @@ impl Worker {
         let area = if self.random.u32(..100) < self.plan.hot { blocks.min(64.max(count)) } else { blocks };
         let first = self.random.usize(..=area - count);
         let (offset, length) = ((first * BLOCK) as u64, (count * BLOCK) as u32);
-        match self.random.u32(..100) {
+        let fua = if self.plan.syncs { FUA } else { 0 };
+        match self.random.u32(..if self.plan.syncs { 100 } else { 95 }) {
             0..60 => {
                 let (ticket, data) = lock(&self.model).begin_write(first, count, self.writer);
-                let flags = if self.random.u32(..10) == 0 { FUA } else { 0 };
+                let flags = if self.random.u32(..10) == 0 { fua } else { 0 };
                 self.client.write(offset, &data, flags).await?;
                 lock(&self.model).ack(ticket);
             }
@@ -252,7 +255,7 @@ impl Worker {
             }
             70..80 => {
                 let ticket = lock(&self.model).begin_zero(first, count);
-                let flags = [0, NO_HOLE, FUA, NO_HOLE | FUA][self.random.usize(..4)];
+                let flags = [0, NO_HOLE, fua, NO_HOLE | fua][self.random.usize(..4)];
                 self.client.write_zeroes(offset, length, flags).await?;
                 lock(&self.model).ack(ticket);
             }

@@ -110,6 +110,7 @@ fn a_power_cut_costs_only_what_was_not_flushed() -> Result<()> {
     let (mut world, subject) = World::new("powercut")?;
     for round in 0..rounds("SR_TORN_ROUNDS", 10) {
         let plan = Plan {
+            syncs: true,
             connections: random.usize(1..=4),
             depth: [1, 4, 16][random.usize(..3)],
             longest: [1, 8, 64][random.usize(..3)],

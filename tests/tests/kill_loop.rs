@@ -16,6 +16,7 @@ fn blocks(kind: Kind) -> usize {
 
 fn plan(random: &mut fastrand::Rng) -> Plan {
     Plan {
+        syncs: true,
         connections: random.usize(1..=4),
         depth: [1, 4, 16][random.usize(..3)],
         longest: [1, 8, 32, 256][random.usize(..4)],

@@ -106,6 +106,11 @@ pub(crate) struct Credit<'a> {
 }
 
 impl Credits {
+    /// Share of the account that is taken most, 0.0 to 1.0.
+    pub fn fill(&self) -> f64 {
+        [&self.volume, &self.pool, &self.device].map(|account| account.fill()).into_iter().fold(0.0, f64::max)
+    }
+
     /// Waits for credit for an entry with `bytes` of payload, first in line first.
     pub async fn acquire(&self, bytes: u64) -> Result<Credit<'_>> {
         let mut credit = Credit { credits: self, levels: 0, units: self.device.units(bytes) };

@@ -17,11 +17,13 @@
 //! | [`inspect`] | prints any object or journal segment for people |
 //! | [`log`] | the words of the log that all of them share |
 //! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
+//! | `background` | threads for what computes while nobody waits for it |
 //! | `credit` | back-pressure: dirty bytes are credits |
 //!
 //! Does not own: who may open a volume (objectrouter), how objects are stored (alba-proxy), how
 //! clients arrive (edge). It sees `ObjectStore`, `Disk`, `Table` and `Clock`.
 
+mod background;
 mod core;
 mod credit;
 mod demand;

@@ -1,19 +1,27 @@
 //! Writing a file and making it durable: a large one past the page cache, since it is about to be synced
 //! anyway, and a copy in the cache would cost more than everything else and push out what is read.
+//!
+//! A write of a megabyte keeps a disk busy for as long as tens of reads take. What nobody waits for is written
+//! in smaller pieces, with gaps between them: a read meets at most one piece.
 
 use bytes::Bytes;
+use common::object::Haste;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, IoSlice, Result, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// What direct writes are aligned to, in memory and in the file: no disk asks for more.
 const PAGE: usize = 4096;
 /// Bytes of one direct write.
 const CHUNK: usize = 1 << 20;
+/// Bytes of one direct write that nobody waits for, and the gap behind it.
+const PIECE: usize = 64 << 10;
+const GAP: Duration = Duration::from_millis(10);
 /// Files from this size on are written directly.
 const LARGE: usize = 1 << 20;
 /// Chunks that are kept for later files.
@@ -33,12 +41,12 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Writes the parts to a new file, durably.
-    pub fn write(&self, path: &Path, parts: &[Bytes]) -> Result<()> {
+    pub fn write(&self, path: &Path, parts: &[Bytes], haste: Haste) -> Result<()> {
         let mut new = OpenOptions::new();
         new.write(true).create_new(true).mode(0o600);
         if parts.iter().map(Bytes::len).sum::<usize>() >= LARGE {
             let direct = new.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path);
-            match direct.and_then(|mut file| self.write_direct(&mut file, parts).map(|()| file)) {
+            match direct.and_then(|mut file| self.write_direct(&mut file, parts, haste).map(|()| file)) {
                 Ok(file) => return file.sync_all(),
                 // This file system can't; it may have made the file all the same.
                 Err(e) if e.kind() == ErrorKind::InvalidInput => match std::fs::remove_file(path) {
@@ -53,10 +61,10 @@ impl Writer {
         file.sync_all()
     }
 
-    fn write_direct(&self, file: &mut File, parts: &[Bytes]) -> Result<()> {
+    fn write_direct(&self, file: &mut File, parts: &[Bytes], haste: Haste) -> Result<()> {
         let kept = self.chunks.lock().pop();
         let mut chunk = kept.unwrap_or_else(|| (0..CHUNK / PAGE).map(|_| Page([0; PAGE])).collect());
-        let written = write_through(chunk.as_mut_bytes(), file, parts);
+        let written = write_through(chunk.as_mut_bytes(), file, parts, haste);
         let mut chunks = self.chunks.lock();
         if chunks.len() < KEPT {
             chunks.push(chunk);
@@ -68,8 +76,12 @@ impl Writer {
 
 /// Writes the parts, the last of them filled up to a page; their length. What lies in memory as the disk
 /// wants it is written from there, the rest by way of `chunk`.
-fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes]) -> Result<usize> {
-    let mut copied = Copied { chunk, start: 0, end: 0 };
+fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes], haste: Haste) -> Result<usize> {
+    let (most, gap) = match haste {
+        Haste::Full => (CHUNK, None),
+        Haste::Gentle => (PIECE, Some(GAP)),
+    };
+    let mut copied = Copied { chunk: &mut chunk[..most], start: 0, end: 0 };
     let (mut batch, mut total) = (Batch::default(), 0);
     for part in parts {
         let mut rest = &part[..];
@@ -77,17 +89,18 @@ fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes]) -> Result<u
         while !rest.is_empty() {
             let straight = if copied.is_aligned() && is_aligned(rest) { rest.len() / PAGE * PAGE } else { 0 };
             if straight > 0 {
-                let (now, later) = rest.split_at(straight);
+                let (now, later) = rest.split_at(straight.min(most));
                 copied.close(&mut batch);
                 batch.add(Piece::Part(now));
                 rest = later;
             } else {
                 rest = &rest[copied.copy(rest)..];
             }
-            if copied.is_full() || batch.bytes >= CHUNK || batch.pieces.len() == MAX_SLICES / 2 {
+            if copied.is_full() || batch.bytes >= most || batch.pieces.len() == MAX_SLICES / 2 {
                 copied.close(&mut batch);
                 batch.write(copied.chunk, file)?;
                 (copied.start, copied.end) = (0, 0);
+                gap.map(pause);
             }
         }
     }
@@ -97,6 +110,12 @@ fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes]) -> Result<u
     copied.close(&mut batch);
     batch.write(copied.chunk, file)?;
     Ok(total)
+}
+
+/// On a thread that may wait, of a store on a real disk: nothing that a simulation sees.
+#[expect(clippy::disallowed_methods, reason = "see above")]
+fn pause(gap: Duration) {
+    std::thread::sleep(gap);
 }
 
 fn is_aligned(bytes: &[u8]) -> bool {
@@ -206,11 +225,15 @@ mod tests {
             let whole = Bytes::from(data(len));
             let third = len / 3;
             let parts = [whole.slice(..third), Bytes::new(), whole.slice(third..)];
-            let path = folder.path().join(len.to_string());
-            writer.write(&path, &parts).unwrap();
-            assert!(std::fs::read(&path).unwrap() == whole, "{len} bytes");
+            for haste in [Haste::Full, Haste::Gentle] {
+                let path = folder.path().join(format!("{len} {haste:?}"));
+                writer.write(&path, &parts, haste).unwrap();
+                assert!(std::fs::read(&path).unwrap() == whole, "{len} bytes");
+            }
         }
-        let taken = writer.write(&folder.path().join("1"), &[Bytes::from(data(LARGE))]).unwrap_err();
+        let taken = writer
+            .write(&folder.path().join("1 Full"), &[Bytes::from(data(LARGE))], Haste::Full)
+            .unwrap_err();
         assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
     }
 
@@ -237,16 +260,18 @@ mod tests {
         ];
         let folder = tempfile::tempdir().unwrap();
         for (n, parts) in layouts.iter().enumerate() {
-            let path = folder.path().join(n.to_string());
-            Writer::default().write(&path, parts).unwrap();
-            assert!(std::fs::read(&path).unwrap() == parts.concat(), "layout {n}");
+            for haste in [Haste::Full, Haste::Gentle] {
+                let path = folder.path().join(format!("{n} {haste:?}"));
+                Writer::default().write(&path, parts, haste).unwrap();
+                assert!(std::fs::read(&path).unwrap() == parts.concat(), "layout {n}");
+            }
         }
         // As many pieces as there can be.
         let many: Vec<Bytes> = (0..3000)
             .map(|i| if i % 2 == 0 { page(i % 700, i % 700 + 1) } else { odd.slice(..PAGE) })
             .collect();
         let path = folder.path().join("many");
-        Writer::default().write(&path, &many).unwrap();
+        Writer::default().write(&path, &many, Haste::Full).unwrap();
         assert!(std::fs::read(&path).unwrap() == many.concat());
     }
 
@@ -255,7 +280,8 @@ mod tests {
     fn a_file_system_without_direct_writes_will_do() {
         let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return };
         let whole = Bytes::from(vec![7; LARGE + 3]);
-        Writer::default().write(&folder.path().join("f"), std::slice::from_ref(&whole)).unwrap();
+        let parts = std::slice::from_ref(&whole);
+        Writer::default().write(&folder.path().join("f"), parts, Haste::Full).unwrap();
         assert!(std::fs::read(folder.path().join("f")).unwrap() == whole);
     }
 }

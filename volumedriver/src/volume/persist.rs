@@ -2,7 +2,7 @@
 
 use super::Shared;
 use bytes::Bytes;
-use common::object::Precondition;
+use common::object::{Haste, Precondition};
 use common::{Error, ErrorKind, ObjectStore, Result, mutant};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -71,11 +71,15 @@ const REREADS: usize = 2;
 /// Puts an object that nobody else may have put: one that is there already with the same bytes
 /// is ours, its reply was lost. `Conflict` when other bytes are there.
 pub(crate) async fn put_own(store: &dyn ObjectStore, key: &str, parts: &[Bytes]) -> Result<()> {
+    put_own_at(store, key, parts, Haste::Full).await
+}
+
+async fn put_own_at(store: &dyn ObjectStore, key: &str, parts: &[Bytes], haste: Haste) -> Result<()> {
     let precondition = match mutant::is_on("put-overwrites") {
         true => Precondition::None,
         false => Precondition::IfAbsent,
     };
-    match store.put_parts(key, parts, precondition).await {
+    match store.put_parts(key, parts, precondition, haste).await {
         Err(error) if error.kind == ErrorKind::Unavailable && mutant::is_on("lost-put-counts") => Ok(()),
         Err(error) if error.kind == ErrorKind::Conflict && mutant::is_on("own-reply-lost-is-an-error") => {
             Err(error)
@@ -145,12 +149,23 @@ impl Shared {
 
     /// Puts an object of ours, for as long as it takes.
     pub async fn persist_put(&self, what: &str, key: &str, parts: &[Bytes]) -> Result<()> {
-        self.persist(what, || put_own(&*self.store, key, parts)).await
+        self.persist_put_at(what, key, parts, Haste::Full).await
     }
 
-    /// As [`Shared::persist_put`], but fails with `NoSpace` on a full store: for what can do without.
-    pub async fn persist_put_if_room(&self, what: &str, key: &str, parts: &[Bytes]) -> Result<()> {
+    /// As [`Shared::persist_put`], in so much haste.
+    pub async fn persist_put_at(&self, what: &str, key: &str, parts: &[Bytes], haste: Haste) -> Result<()> {
+        self.persist(what, || put_own_at(&*self.store, key, parts, haste)).await
+    }
+
+    /// As [`Shared::persist_put_at`], but fails with `NoSpace` on a full store: for what can do without.
+    pub async fn persist_put_if_room(
+        &self,
+        what: &str,
+        key: &str,
+        parts: &[Bytes],
+        haste: Haste,
+    ) -> Result<()> {
         let may_pass = |kind| kind != ErrorKind::NoSpace && may_pass(kind);
-        self.persist_while(may_pass, what, || put_own(&*self.store, key, parts)).await
+        self.persist_while(may_pass, what, || put_own_at(&*self.store, key, parts, haste)).await
     }
 }

@@ -186,6 +186,8 @@ impl Pump {
                 false
             }
             Some(Command::Scrub { effort, done }) => {
+                // It is next: what is at work is waited for.
+                self.shared.scrubbing.hurry();
                 self.scrubs.ask(effort, done);
                 false
             }
@@ -352,7 +354,7 @@ impl Pump {
                 self.snapshots.change(id, &change);
                 // What only it read may go now.
                 self.scrubs.snapshots_changed();
-                self.shared.scrubbing.snapshots_hold(0);
+                self.shared.scrubbing.forget();
             }
             let gone = || Error::not_found(format!("there is no snapshot {id:032x}"));
             answers.push((done, found.map(drop).ok_or_else(gone)));

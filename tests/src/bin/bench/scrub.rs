@@ -16,6 +16,8 @@ const SLOWER: f64 = 1.5;
 const BUSY: f64 = 0.6;
 /// Requests a second, half of them reads and half writes of 4 KiB, small enough that a small machine idles.
 const RATE: u32 = 1000;
+/// Seconds at that rate before it is measured: what the burst before left is not.
+const RAMP: u64 = 10;
 /// Objects put, as the router counts all of them.
 const PUT: &str = super::figures::PUT;
 
@@ -28,14 +30,15 @@ struct Run {
 }
 
 fn run(options: &Options, router: &Router, size: u64) -> Result<Run> {
+    let seconds = options.seconds.max(20);
     let mut fio = command("fio");
     fio.args(["--name=s", "--ioengine=nbd", "--thread", "--time_based", "--norandommap", "--randrepeat=0"]);
     fio.args(["--rw=randrw", "--rwmixread=50", "--bs=4k", "--iodepth=8", "--output-format=json"]);
     fio.args(["--percentile_list=50:99:99.9"]).arg(format!("--rate_iops={0},{0}", RATE / 2));
-    fio.arg(format!("--runtime={}", options.seconds.max(10))).arg(format!("--size={size}M"));
+    fio.arg(format!("--runtime={seconds}")).arg(format!("--ramp_time={RAMP}")).arg(format!("--size={size}M"));
     fio.arg(format!("--uri={}", router.unix_uri("p/v")));
     let (watch, cpu, put) = (Stopwatch::start(), all_cpu()?, metric(router, PUT)?);
-    let said = run_within(options.seconds.max(10) + 60, fio)?.ok()?.stdout;
+    let said = run_within(seconds + RAMP + 60, fio)?.ok()?.stdout;
     let busy = (all_cpu()? - cpu) / watch.seconds() / cpus();
     let json: serde_json::Value = serde_json::from_str(&said[said.find('{').context("no JSON from fio")?..])?;
     let job = &json["jobs"][0];

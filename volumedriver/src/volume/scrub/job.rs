@@ -17,6 +17,7 @@ use crate::volume::merge::{Builder, Merge, Piece, source};
 use crate::volume::reclaim::{WORTH, delete_quietly};
 use crate::volume::tlogs::{self, Group, Seen};
 use bytes::Bytes;
+use common::object::Haste;
 use common::{Error, ErrorKind, Lsn, Result, mutant};
 use foldhash::fast::FixedState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -133,6 +134,9 @@ impl Moves<'_> {
     }
 }
 
+/// Bytes of a SCO that are read at a time beside clients: one of theirs waits for no more than that.
+const READ: u64 = 64 << 10;
+
 /// Spans that are written in one pass over the addresses: bounds the memory for TLogs in the making.
 const PASS: usize = 8;
 
@@ -140,6 +144,7 @@ impl Job<'_> {
     async fn run(&mut self) -> Result<Outcome, Failed> {
         let (shared, plan) = (self.shared, self.plan);
         let source = source(shared);
+        self.pace.begin().await?;
         let mut groups: Vec<(Group, Vec<Vec<Arc<Tree>>>)> = Vec::new();
         for group in &plan.groups {
             let mut runs = Vec::with_capacity(group.runs.len());
@@ -147,6 +152,7 @@ impl Job<'_> {
                 let mut trees = Vec::with_capacity(run.parts.len());
                 for named in &run.parts {
                     trees.push(shared.persist("reading a TLog", || source.tree(named)).await?);
+                    self.pace.go_on().await?;
                 }
                 runs.push(trees);
             }
@@ -160,7 +166,8 @@ impl Job<'_> {
             cluster: u64::from(shared.cluster),
             sco_size: u64::from(shared.sco_size),
             target: shared.settings.scrub_percent - LOWER,
-            worth: WORTH,
+            // Where there is no room, the least of it helps.
+            worth: if self.copies { WORTH } else { 0 },
             tip: plan.tip,
             small_run: shared.settings.tlog_entries as u64,
         };
@@ -287,7 +294,6 @@ impl Job<'_> {
                 }
                 batch.insert(c.addr, (id, c, data));
             }
-            self.pace.rest().await?;
         }
         if !batch.is_empty() {
             self.put(batch, moved, outcome).await?;
@@ -296,7 +302,7 @@ impl Job<'_> {
     }
 
     /// Reads clusters of a victim, in the order of their slots, and verifies each.
-    async fn read(&self, id: ScoId, len: u64, clusters: &[Live]) -> Result<Vec<Bytes>, Failed> {
+    async fn read(&mut self, id: ScoId, len: u64, clusters: &[Live]) -> Result<Vec<Bytes>, Failed> {
         let shared = self.shared;
         let key = keys::sco_key(shared.id, id);
         let size = u64::from(shared.cluster);
@@ -324,14 +330,14 @@ impl Job<'_> {
                 .await
         };
         let mut out = Vec::with_capacity(clusters.len());
-        // All at once where most of it is wanted, else run by run.
+        // What lies between is read too where most of it is wanted.
         let whole = clusters.len() as u64 * size * 4 >= len.saturating_sub(BLOCK as u64);
         let mut rest = clusters;
         while let Some(first) = rest.first().map(|c| c.slot) {
-            let n = match whole {
-                true => rest.len(),
-                false => 1 + rest.windows(2).take_while(|w| w[1].slot <= w[0].slot + 1).count(),
-            };
+            let most = if self.pace.haste() == Haste::Gentle { READ } else { len };
+            let near = |slot: u32| u64::from(slot - first) * size < most;
+            let next = |w: &[Live]| near(w[1].slot) && (whole || w[1].slot <= w[0].slot + 1);
+            let n = 1 + rest.windows(2).take_while(|w| next(w)).count();
             let (run, later) = rest.split_at(n);
             rest = later;
             let data = read(first, run[n - 1].slot).await.map_err(of_victim)?;
@@ -339,6 +345,7 @@ impl Job<'_> {
                 let at = (c.slot - first) as usize * size as usize;
                 data.slice(at..at + size as usize)
             }));
+            self.pace.rest().await?;
         }
         Ok(out)
     }
@@ -391,12 +398,14 @@ impl Job<'_> {
         let parts = sco::encode(&envelope, &header, &index, clusters)?;
         let len = parts.iter().map(|part| part.len() as u64).sum();
         let key = keys::sco_key(shared.id, id);
-        shared.persist_put_if_room("putting a relocation SCO", &key, &parts).await?;
+        self.pace.rest().await?;
+        let haste = self.pace.haste();
+        shared.persist_put_if_room("putting a relocation SCO", &key, &parts, haste).await?;
+        self.pace.end(haste).await?;
         self.made.push(key);
         shared.metrics.relocated_bytes.inc_by(len);
         shared.scrubbing.copied(copied);
         outcome.relocated.push((id, len, written));
-        self.pace.rest().await?;
         Ok(())
     }
 
@@ -456,10 +465,12 @@ impl Job<'_> {
         let (object, named) = tlogs::encode(shared.id, name, self.writer, &tlog)?;
         names.extend(tlog.dict.iter().map(|d| d.id));
         drop(tlog);
-        shared.persist_put("putting a TLog", &object.key, &[object.bytes]).await?;
+        self.pace.rest().await?;
+        let haste = self.pace.haste();
+        shared.persist_put_at("putting a TLog", &object.key, &[object.bytes], haste).await?;
+        self.pace.end(haste).await?;
         self.made.push(object.key);
         shared.metrics.tlogs.inc();
-        self.pace.rest().await?;
         Ok(named)
     }
 }

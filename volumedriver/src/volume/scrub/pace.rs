@@ -2,6 +2,8 @@
 
 use crate::volume::Shared;
 use common::Result;
+use common::object::Haste;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -18,7 +20,14 @@ const REST: Duration = Duration::from_secs(10);
 /// How often a rest looks whether it is still right.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// It rests not at all when so many SCOs could be sealed and are held back for it.
+/// Clients that asked for nothing for so long are not there.
+const THERE: Duration = Duration::from_secs(2);
+
+/// It hurries the more, the more is stored beyond that and beyond what it had come to: at so many percent of the
+/// live bytes more, all it can. What was garbage before, as a deleted snapshot's, is worked off in peace.
+const HURRY: u64 = 3;
+
+/// So it does when so many SCOs could be sealed and are held back for it.
 const BACKLOG: u64 = 8;
 
 /// What reads no objects and takes as long as this is a step.
@@ -30,10 +39,14 @@ impl Shared {
         self.index.totals().0 + self.tlog_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of clusters that the head or a snapshot has.
+    pub(in crate::volume) fn live(&self) -> u64 {
+        self.index.totals().1 * u64::from(self.cluster) + self.scrubbing.status().snapshot_bytes
+    }
+
     /// Whether more is stored than this for each 100 live bytes, and there is more garbage than this.
     pub(in crate::volume) fn is_over(&self, stored: u64, percent: u64, least: u64) -> bool {
-        let (_, head) = self.index.totals();
-        let live = head * u64::from(self.cluster) + self.scrubbing.status().snapshot_bytes;
+        let live = self.live();
         stored.saturating_sub(live) > least && stored * 100 > live * percent
     }
 
@@ -44,18 +57,27 @@ impl Shared {
         self.scrubbing.is_due() && self.is_over(stored, self.settings.scrub_percent + SLACK, least)
     }
 
-    /// How long to rest after a step of a scrub, for clients that are there: the less, the more waits for its end.
-    fn rest(&self, step: Duration) -> Duration {
-        let held = match self.is_tight() {
-            true => self.core.lock().unsealed().0,
-            false => 0,
-        };
-        step.mul_f64(GENTLE.powf(1.0 - self.urgency(held)) - 1.0).min(REST)
-    }
-
-    /// How much a scrub is to hurry when so many bytes wait for it to be sealed: 0.0 to 1.0.
+    /// How much a scrub is to hurry, 0.0 to 1.0: for the sake of the store, and of writes that wait for it to be
+    /// sealed, so many bytes of them.
     pub(in crate::volume) fn urgency(&self, held: u64) -> f64 {
-        (held as f64 / (BACKLOG * u64::from(self.sco_size)) as f64).min(1.0)
+        // Without what it copied itself, which is bounded.
+        let (live, stored) = (self.live(), self.stored());
+        let begin = (live * (self.settings.scrub_percent + SLACK) / 100).max(self.scrubbing.worked_off(live));
+        let over = stored.saturating_sub(begin) as f64 / (live * HURRY / 100).max(1) as f64;
+        // Long before clients wait for credit, however large SCOs are.
+        let backlog = held as f64 / (BACKLOG * u64::from(self.sco_size)) as f64;
+        over.max(backlog).max(self.credits.fill() * 2.0).min(1.0)
+    }
+}
+
+/// How urgent a scrub is that no longer gives way to every thread of the machine.
+const PRESSING: f64 = 0.5;
+
+/// Returns when the scrub at work is to hurry.
+pub(super) async fn hurried(shared: Arc<Shared>) {
+    let presses = || shared.is_tight() && shared.urgency(shared.core.lock().unsealed().0) >= PRESSING;
+    while shared.scrubbing.is_due() && !presses() {
+        shared.clock.sleep(LOOK).await;
     }
 }
 
@@ -63,24 +85,69 @@ impl Shared {
 pub(super) struct Pace<'a> {
     shared: &'a Shared,
     began: Duration,
-    /// Requests of clients before.
+    /// Requests of clients before, and when there was the last one.
     seen: u64,
+    last: Option<Duration>,
 }
 
 impl<'a> Pace<'a> {
     pub fn new(shared: &'a Shared) -> Pace<'a> {
-        Pace { shared, began: shared.clock.now(), seen: shared.demand.count() }
+        Pace { shared, began: shared.clock.now(), seen: shared.demand.count(), last: None }
+    }
+
+    /// Whether it is to give way: nobody waits for the scrub, and clients are there.
+    fn gives_way(&mut self) -> bool {
+        let now = self.shared.clock.now();
+        if self.shared.demand.since(&mut self.seen) {
+            self.last = Some(now);
+        }
+        self.shared.scrubbing.is_due() && self.last.is_some_and(|last| now.saturating_sub(last) < THERE)
+    }
+
+    /// How long to rest after a step: the less, the more waits for the end of the scrub.
+    fn pause(&self, step: Duration) -> Duration {
+        let shared = self.shared;
+        let urgency = match shared.is_tight() {
+            true => shared.urgency(shared.core.lock().unsealed().0),
+            false => 0.0,
+        };
+        step.mul_f64(GENTLE.powf(1.0 - urgency) - 1.0).min(REST)
+    }
+
+    /// Nothing is done yet: time to see whether clients are there, and a gap behind the end of the scrub before.
+    pub async fn begin(&mut self) -> Result<()> {
+        if self.shared.scrubbing.is_due() && !self.pause(STEP).is_zero() {
+            self.shared.clock.sleep(LOOK).await;
+        }
+        self.began = self.shared.clock.now();
+        self.shared.core.lock().check()
+    }
+
+    /// How much of a disk a put may take now.
+    pub fn haste(&mut self) -> Haste {
+        match self.gives_way() && !self.pause(STEP).is_zero() {
+            true => Haste::Gentle,
+            false => Haste::Full,
+        }
+    }
+
+    /// A put has ended: what was gentle has left gaps for others by itself.
+    pub async fn end(&mut self, haste: Haste) -> Result<()> {
+        if haste == Haste::Gentle {
+            self.began = self.shared.clock.now();
+        }
+        self.rest().await
     }
 
     /// A step has ended. Fails when the volume has stopped.
     pub async fn rest(&mut self) -> Result<()> {
         let shared = self.shared;
         shared.core.lock().check()?;
-        let step = shared.clock.now().saturating_sub(self.began);
         let began = shared.clock.now();
-        while shared.scrubbing.is_due() && shared.demand.since(&mut self.seen) {
+        let step = began.saturating_sub(self.began);
+        while self.gives_way() {
             let rested = shared.clock.now().saturating_sub(began);
-            let left = shared.rest(step).saturating_sub(rested);
+            let left = self.pause(step).saturating_sub(rested);
             if left.is_zero() {
                 break;
             }

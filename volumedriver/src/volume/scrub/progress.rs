@@ -30,14 +30,31 @@ pub(crate) struct Progress {
     snapshot_bytes: AtomicU64,
     /// See [`Progress::is_due`].
     due: AtomicBool,
+    /// See [`Progress::worked_off`]: per mille, and one more.
+    lowest: AtomicU64,
 }
 
 impl Progress {
-    pub fn begin(&self, due: bool) {
+    /// One begins, which is due or was asked for, with so many bytes stored and so many live.
+    pub fn begin(&self, due: bool, stored: u64, live: u64) {
+        let now = (stored.saturating_mul(1000) / live.max(1)).saturating_add(1);
+        let lowest = self.lowest.load(Ordering::Relaxed);
+        self.lowest.store(if lowest == 0 { now } else { lowest.min(now) }, Ordering::Relaxed);
         self.due.store(due, Ordering::Relaxed);
         self.to_copy.store(0, Ordering::Relaxed);
         self.copied.store(0, Ordering::Relaxed);
         self.running.store(true, Ordering::Relaxed);
+    }
+
+    /// How much was stored for so many live bytes when it was least, of all times when a scrub began.
+    pub fn worked_off(&self, live: u64) -> u64 {
+        live.saturating_mul(self.lowest.load(Ordering::Relaxed)) / 1000
+    }
+
+    /// Bytes may have become garbage at once that no client overwrote.
+    pub fn forget(&self) {
+        self.lowest.store(0, Ordering::Relaxed);
+        self.snapshots_hold(0);
     }
 
     /// So much is to be copied.
@@ -57,6 +74,11 @@ impl Progress {
     pub fn gained(&self, scos: u64, bytes: u64) {
         self.deleted_scos.fetch_add(scos, Ordering::Relaxed);
         self.relocated_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Somebody waits for the end of the one at work, if there is one.
+    pub fn hurry(&self) {
+        self.due.store(false, Ordering::Relaxed);
     }
 
     /// One is at work that nobody waits for: clients come first.

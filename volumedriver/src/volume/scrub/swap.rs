@@ -1,11 +1,13 @@
 //! Taking over what a scrub made: Manifest, index, then deleting; and when to begin the next one.
 
+use super::pace::hurried;
 use super::{Effort, Failed, Outcome, Plan, run};
+use crate::background;
 use crate::format::keys;
 use crate::format::manifest::ManifestKind;
 use crate::format::sco::ScoId;
 use crate::volume::pump::{LAST_STEP, Pump};
-use crate::volume::reclaim::{WORTH, delete_quietly};
+use crate::volume::reclaim::{WORTH, delete_gently, delete_quietly};
 use crate::volume::tlogs;
 use common::{Error, Lsn, Result, mutant};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +37,8 @@ pub(in crate::volume) struct Scrubs {
     job: JoinSet<Result<Outcome, Failed>>,
     /// It ends early when this is dropped: a thread can't be aborted.
     keep: Option<oneshot::Sender<()>>,
+    /// What nothing names any more is being deleted.
+    deletes: JoinSet<()>,
     effort: Option<Effort>,
     asked: Vec<(Effort, Scrubbed, oneshot::Sender<Result<Scrubbed>>)>,
     damaged: BTreeSet<ScoId>,
@@ -70,10 +74,15 @@ impl Scrubs {
     pub async fn stop(&mut self, error: &Error) {
         // It sees at its next step that the volume has stopped: a put that was cut off may land after the volume was
         // deleted. It is not waited for where the store does not answer.
-        let ended = async { while self.job.join_next().await.is_some() {} };
+        let ended = async {
+            while self.job.join_next().await.is_some() {}
+            while self.deletes.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(LAST_STEP, ended).await.is_err() {
             self.keep = None;
             while self.job.join_next().await.is_some() {}
+            // What is left of them the next owner's sweep finds.
+            self.deletes.shutdown().await;
         }
         for (_, _, done) in self.asked.drain(..) {
             // Who asked may have gone.
@@ -128,7 +137,7 @@ impl Pump {
             fresh: self.scrubs.fresh.clone(),
         };
         self.scrubs.effort = Some(effort);
-        self.shared.scrubbing.begin(effort == Effort::Due);
+        self.shared.scrubbing.begin(effort == Effort::Due, self.shared.stored(), self.shared.live());
         let (keep, dropped) = oneshot::channel();
         self.scrubs.keep = Some(keep);
         let work = run(self.shared.clone(), self.writer, plan);
@@ -140,8 +149,12 @@ impl Pump {
             }
         };
         match Handle::current().runtime_flavor() {
-            // A thread of its own: whoever waits for a client shares one with nothing that computes this long.
-            RuntimeFlavor::MultiThread => self.scrubs.job.spawn_blocking(|| Handle::current().block_on(job)),
+            RuntimeFlavor::MultiThread => {
+                let hurry = hurried(self.shared.clone());
+                self.scrubs.job.spawn(async {
+                    background::run("scrub", job, hurry).await.unwrap_or_else(|e| Err(e.into()))
+                })
+            }
             _ => self.scrubs.job.spawn(job),
         };
         Ok(())
@@ -255,8 +268,13 @@ impl Pump {
         for id in &gone {
             shared.index.drop_sco(*id);
         }
-        let old = removed.iter().map(key_of);
-        delete_quietly(&*shared.store, scos(&gone).into_iter().chain(old).collect()).await;
+        while self.scrubs.deletes.try_join_next().is_some() {}
+        let old = scos(&gone).into_iter().chain(removed.iter().map(key_of)).collect();
+        match self.scrubs.is_asked() {
+            // Who asked for the room waits for it.
+            true => delete_quietly(&*shared.store, old).await,
+            false => drop(self.scrubs.deletes.spawn(delete_gently(shared.clone(), old))),
+        }
         shared.metrics.deleted_scos.inc_by(gone.len() as u64);
         Ok(())
     }
