@@ -76,6 +76,15 @@ impl Model {
         self.entries.retain(|e| e.index > at.index);
     }
 
+    fn of(found: Recovered) -> Self {
+        Self { hard: found.hard, floor: found.floor, entries: found.entries }
+    }
+
+    fn told(&self) -> String {
+        let entries: Vec<_> = self.entries.iter().map(|e| (e.index, e.term, e.data.len())).collect();
+        format!("{:?} behind {:?}: {entries:?}", self.hard, self.floor)
+    }
+
     fn is(&self, found: &Recovered) -> bool {
         self.hard == found.hard && self.floor == found.floor && self.entries == found.entries
     }
@@ -141,9 +150,15 @@ fn restarts_without_writes_do_not_pile_up_segments() {
 }
 
 /// Appends, compactions, snapshots, conflicts: what the model and the disk are after each of them, or after a death in one.
-fn workload(random: &mut fastrand::Rng, disk: &SimDisk, steps: usize) -> (Vec<Model>, bool) {
-    let Ok((mut log, found)) = try_open(disk) else { return (vec![Model::new()], true) };
-    let mut model = Model { hard: found.hard, floor: found.floor, entries: found.entries };
+fn workload(
+    random: &mut fastrand::Rng,
+    disk: &SimDisk,
+    before: Model,
+    steps: usize,
+) -> (Vec<Model>, bool) {
+    let Ok((mut log, found)) = try_open(disk) else { return (vec![before], true) };
+    assert!(before.is(&found), "it changed without anybody writing");
+    let mut model = Model::of(found);
     let mut models = vec![model.clone()];
     for _ in 0..steps {
         let last = model.last();
@@ -198,9 +213,10 @@ fn after_a_death_at_any_moment_there_is_all_that_returned_and_nothing_torn() {
     for seed in 0..400 {
         let mut random = fastrand::Rng::with_seed(seed);
         let disk = SimDisk::new();
+        let mut before = Model::new();
         for life in 0..6 {
             disk.die_at_effect(Some(disk.effects() + random.u64(1..40)));
-            let (models, died) = workload(&mut random, &disk, 25);
+            let (models, died) = workload(&mut random, &disk, before, 25);
             deaths += u32::from(died);
             let power = random.bool();
             match power {
@@ -214,8 +230,11 @@ fn after_a_death_at_any_moment_there_is_all_that_returned_and_nothing_torn() {
             let candidates = if died { &models[n.saturating_sub(2)..] } else { &models[n - 1..] };
             assert!(
                 candidates.iter().any(|m| m.is(&found)),
-                "seed {seed}, life {life}, power cut {power}: {found:?}\nis none of {candidates:?}"
+                "seed {seed}, life {life}, power cut {power}: {} is none of {:?}",
+                Model::of(found).told(),
+                candidates.iter().map(Model::told).collect::<Vec<_>>()
             );
+            before = Model::of(found);
             disk.kill();
         }
     }
@@ -228,7 +247,7 @@ fn a_flipped_bit_is_refused_by_name_or_changes_nothing() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
         let disk = SimDisk::new();
-        let (models, _) = workload(&mut random, &disk, 25);
+        let (models, _) = workload(&mut random, &disk, Model::new(), 25);
         disk.kill();
         let names = block_on(disk.list()).unwrap();
         let name = &names[random.usize(..names.len())];

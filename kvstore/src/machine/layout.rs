@@ -143,7 +143,7 @@ impl Configuration {
             .any(|set| set.contains(&member))
     }
 
-    fn encode(&self, w: &mut Writer) {
+    pub(crate) fn encode(&self, w: &mut Writer) {
         for set in [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next] {
             w.u32(set.len() as u32);
             for id in set {
@@ -153,8 +153,8 @@ impl Configuration {
         w.u8(u8::from(self.auto_leave));
     }
 
-    fn decode(r: &mut Reader) -> Result<Self> {
-        let mut set = |r: &mut Reader| -> Result<Vec<u64>> {
+    pub(crate) fn decode(r: &mut Reader) -> Result<Self> {
+        let set = |r: &mut Reader| -> Result<Vec<u64>> {
             let n = r.count(MAX_MEMBERS, 8)?;
             (0..n).map(|_| r.u64()).collect()
         };
