@@ -19,6 +19,7 @@ mod error;
 pub mod local;
 pub(crate) mod log;
 pub mod machine;
+pub mod node;
 pub mod table;
 mod wire;
 
