@@ -20,7 +20,10 @@ pub mod local;
 pub(crate) mod log;
 pub mod machine;
 pub mod node;
+#[cfg(test)]
+mod simulation;
 pub mod table;
+mod transport;
 mod wire;
 
 pub use local::LocalKv;

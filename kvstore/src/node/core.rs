@@ -36,6 +36,8 @@ pub(super) struct Waiting {
     /// What may be said when it is durable.
     pub messages: Vec<Message>,
     pub on_disk: bool,
+    /// The entry of a snapshot that was installed with it.
+    pub installed: Option<u64>,
 }
 
 /// A member of a group, without I/O. Time is the number of its ticks.
@@ -56,6 +58,9 @@ pub(crate) struct Member {
     pub(super) leases: LeaseClock,
     pub(super) transfers: Transfers,
     pub(super) removed: bool,
+    /// What was applied since somebody looked, for the simulation.
+    #[cfg(test)]
+    pub applied: Vec<raft::eraftpb::Entry>,
 }
 
 impl Member {
@@ -97,6 +102,8 @@ impl Member {
             leases: LeaseClock::default(),
             transfers: Transfers::default(),
             removed: false,
+            #[cfg(test)]
+            applied: Vec::new(),
         };
         member.draw_timeout();
         Ok(member)
@@ -131,8 +138,8 @@ impl Member {
     pub fn tick(&mut self) {
         self.now += 1;
         // A lone voter leads as soon as it stands, and raft takes it that all of its log is durable then.
-        let alone = self.machine.meta().configuration.voters == [self.id()];
-        if !alone || self.leads || !self.waiting.iter().any(|round| round.on_disk) {
+        let alone = self.machine.meta().configuration.voters == [self.id()] && !self.leads;
+        if !(alone && self.waiting.iter().any(|round| round.on_disk)) && !self.is_installing() {
             self.raft.tick();
         }
         self.draw_timeout();
@@ -147,6 +154,10 @@ impl Member {
         match message {
             PeerMessage::Raft(message) => {
                 guard::check(&self.raft, from, &message)?;
+                if self.is_installing() {
+                    // As good as lost on the way.
+                    return Ok(());
+                }
                 // Who is not a member (any more) gets no answer; that is no fault.
                 let _ = self.raft.step(message);
                 self.draw_timeout();
@@ -176,6 +187,7 @@ impl Member {
     pub fn flush(&mut self) -> Result<Vec<Effect>> {
         self.progress()?;
         self.compact();
+        self.draw_timeout();
         Ok(std::mem::take(&mut self.effects))
     }
 
@@ -238,6 +250,12 @@ impl Member {
         if self.leads && joint && !self.raft.raft.has_pending_conf() {
             let _ = self.raft.propose_conf_change(Vec::new(), raft::eraftpb::ConfChangeV2::default());
         }
+    }
+
+    /// Until an installed snapshot is durable raft knows its entry as committed and not as applied, and would look for
+    /// the entries before it when it stands for election.
+    fn is_installing(&self) -> bool {
+        self.waiting.iter().any(|round| round.installed.is_some())
     }
 
     pub(super) fn is_leader(&self) -> bool {
