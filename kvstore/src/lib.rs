@@ -23,7 +23,8 @@ pub mod node;
 #[cfg(test)]
 mod simulation;
 pub mod table;
-mod transport;
+pub mod transport;
+pub mod upgrade;
 mod wire;
 
 pub use local::LocalKv;

@@ -8,6 +8,8 @@
 //! | `leases` | the leader's clock of the leases |
 //! | `transfer` | snapshots in parts, to and from others |
 //! | `storage` | what raft reads |
+//! | [`instance`] | a member in the real world: [`Instance`] |
+//! | `disk`, `server` | its thread for the disk, and who connects |
 //! | `message`, `request` | what members and clients say, and the codecs |
 //! | `guard` | what no honest member can have sent |
 //!
@@ -15,16 +17,20 @@
 //! durable, an answer only when what it answers is committed and applied.
 
 pub(crate) mod core;
+mod disk;
 mod guard;
+pub mod instance;
 mod leases;
 mod logger;
 pub(crate) mod message;
 mod progress;
 pub(crate) mod request;
 mod serve;
+pub(crate) mod server;
 mod storage;
 mod transfer;
 
+pub use instance::{Handle, Instance, InstanceConfig};
 pub use request::{Change, Status};
 
 /// How a member behaves in time and size. The same on all members of a group, but for `seed`.

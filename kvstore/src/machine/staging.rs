@@ -74,8 +74,13 @@ impl Staging {
         Ok(Self { store, generation })
     }
 
-    /// Adds the records of a part.
+    /// Adds the records of a part. One that is none is `Invalid`: it came from elsewhere, nothing here is damaged.
     pub fn add(&self, part: Bytes) -> Result<()> {
+        let batch = self.decode(part).map_err(|e| Error::invalid(e.message()))?;
+        self.store.write(batch)
+    }
+
+    fn decode(&self, part: Bytes) -> Result<Batch> {
         let mut r = Reader::new(part, "part of a snapshot");
         let prefix = prefix(self.generation);
         let mut batch = Batch::default();
@@ -86,7 +91,7 @@ impl Staging {
             }
             batch.put([&prefix[..], &key].concat(), value);
         }
-        self.store.write(batch)
+        Ok(batch)
     }
 
     /// What the state says about itself, once it is whole.

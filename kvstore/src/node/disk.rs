@@ -1,0 +1,124 @@
+//! The thread that waits for the disk: one record and one fsync for all that has come meanwhile.
+
+use crate::log::{Log, LogBatch, Position};
+use crate::machine::StateStore;
+use common::{Error, ErrorKind, Result, blocking};
+use futures::executor::block_on;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Jobs that wait for the disk; then the member waits.
+const QUEUE: usize = 1024;
+/// Bytes that one record takes of what waits.
+const GROUP_BYTES: usize = 16 << 20;
+
+/// Work for the disk, in order.
+pub(super) enum Job {
+    Persist { number: u64, batch: LogBatch },
+    Compact { floor: Position },
+}
+
+/// How far the disk is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Progress {
+    pub number: u64,
+    pub failed: Option<Error>,
+}
+
+/// The thread; it ends when nobody sends jobs any more.
+pub(super) struct DiskThread {
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+type Started = (DiskThread, mpsc::Sender<Job>, watch::Receiver<Progress>);
+
+impl DiskThread {
+    pub fn start(log: Log, store: Arc<dyn StateStore>) -> Result<Started> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let (progress, watched) = watch::channel(Progress::default());
+        let thread = std::thread::Builder::new()
+            .name("registry-log".into())
+            .spawn(move || blocking::allow(|| work(log, &*store, queue, &progress)))
+            .map_err(|e| Error::io("starting the thread of the registry's log", &e))?;
+        Ok((Self { thread: Some(thread) }, jobs, watched))
+    }
+
+    /// Waits until it has ended.
+    pub async fn end(mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        let joined = blocking::run(move || thread.join().map_err(|_| Error::internal("it panicked"))).await;
+        if let Err(error) = joined {
+            tracing::error!(%error, "the thread of the registry's log did not end well");
+        }
+    }
+}
+
+fn work(mut log: Log, store: &dyn StateStore, mut queue: mpsc::Receiver<Job>, progress: &watch::Sender<Progress>) {
+    let mut next = queue.blocking_recv();
+    while let Some(first) = next.take() {
+        let done = match first {
+            Job::Persist { number, batch } => {
+                let (mut number, mut batches) = (number, vec![batch]);
+                let mut bytes = size(&batches[0]);
+                while bytes < GROUP_BYTES {
+                    match queue.try_recv() {
+                        Ok(Job::Persist { number: n, batch }) => {
+                            number = n;
+                            bytes += size(&batch);
+                            batches.push(batch);
+                        }
+                        Ok(other) => {
+                            next = Some(other);
+                            break;
+                        }
+                        Err(_) => break,
+                    }
+                }
+                append(&mut log, &batches).map(|()| number)
+            }
+            Job::Compact { floor } => {
+                // What the log gives up must be in the state for good.
+                store.checkpoint().and_then(|()| block_on(log.compact(floor))).map(|()| 0)
+            }
+        };
+        let failed = match done {
+            Ok(number) => {
+                progress.send_modify(|p| p.number = p.number.max(number));
+                false
+            }
+            Err(error) => {
+                progress.send_modify(|p| p.failed = Some(error));
+                true
+            }
+        };
+        if failed {
+            return;
+        }
+        if next.is_none() {
+            next = queue.blocking_recv();
+        }
+    }
+}
+
+fn size(batch: &LogBatch) -> usize {
+    batch.entries.iter().map(|e| e.data.len() + 64).sum()
+}
+
+/// A full disk is waited for: nothing was written, and nothing was promised.
+fn append(log: &mut Log, batches: &[LogBatch]) -> Result<()> {
+    loop {
+        match block_on(log.append(batches)) {
+            Err(error) if error.kind == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "the registry waits for room on its disk");
+                pause();
+            }
+            done => return done,
+        }
+    }
+}
+
+// On a thread of its own, which nothing simulates.
+#[allow(clippy::disallowed_methods)]
+fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(200));
+}
