@@ -15,6 +15,7 @@
 //! Does not own: what the keys mean, who may connect (certificates are given to it), and when a
 //! broken table is thrown away and rebuilt ([`RocksTable::destroy`] is only the means).
 
+pub mod client;
 mod error;
 pub mod local;
 pub(crate) mod log;
