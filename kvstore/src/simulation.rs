@@ -65,6 +65,11 @@ fn one_member_loses_nothing() {
 }
 
 #[test]
+fn one_member_becomes_many() {
+    run("growing", 0..20, |_| Plan { members: 1, changes: true, ..Plan::default() });
+}
+
+#[test]
 fn elections_under_fire_have_one_winner_each() {
     run("elections", 0..40, |_| Plan { members: 5, elections: true, ..Plan::default() });
 }

@@ -53,6 +53,8 @@ pub(crate) struct Member {
     pub(super) proposals: BTreeMap<u64, Proposal>,
     /// Who waits for the end of a change of the membership.
     pub(super) changing: Option<Token>,
+    /// The entry of the last change of the membership.
+    pub(super) last_change: u64,
     pub(super) reads: Reads,
     pub(super) watches: Vec<Watch>,
     pub(super) leases: LeaseClock,
@@ -97,6 +99,7 @@ impl Member {
             leads: false,
             proposals: BTreeMap::new(),
             changing: None,
+            last_change: 0,
             reads: Reads::default(),
             watches: Vec::new(),
             leases: LeaseClock::default(),

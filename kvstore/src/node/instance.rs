@@ -6,6 +6,7 @@ use super::request::{Request, Response, Status};
 use super::server::Server;
 use super::{Settings, disk};
 use crate::log::{Log, LogBatch, LogSettings, Position};
+use crate::machine::layout::MAX_MEMBERS;
 use crate::machine::{Limits, Machine, RocksState, StateStore};
 use crate::table::RocksSettings;
 use crate::transport::tcp::TcpTransport;
@@ -50,6 +51,8 @@ pub struct InstanceConfig {
 /// What comes to the member's task.
 pub(crate) enum Input {
     Peer { from: u64, message: PeerMessage },
+    /// A member says where it listens.
+    HeardOf { member: u64, address: String },
     Request { request: Request, reply: oneshot::Sender<Response> },
     /// Hand the lead over; answered when somebody else has it, or nobody can.
     HandOver { done: oneshot::Sender<()> },
@@ -72,6 +75,11 @@ impl Handle {
     pub(crate) async fn peer(&self, from: u64, message: PeerMessage) -> Result<()> {
         let gone = |_| Error::unavailable("this member of the registry has stopped");
         self.inbox.send(Input::Peer { from, message }).await.map_err(gone)
+    }
+
+    pub(crate) async fn heard_of(&self, member: u64, address: String) -> Result<()> {
+        let gone = |_| Error::unavailable("this member of the registry has stopped");
+        self.inbox.send(Input::HeardOf { member, address }).await.map_err(gone)
     }
 
     /// How the member sees its group.
@@ -142,6 +150,7 @@ impl Instance {
             jobs,
             durable,
             members: BTreeMap::new(),
+            heard_of: BTreeMap::new(),
             waiting: HashMap::new(),
             next_token: 0,
             handing_over: Vec::new(),
@@ -242,6 +251,8 @@ struct Driver {
     jobs: mpsc::Sender<disk::Job>,
     durable: watch::Receiver<disk::Progress>,
     members: BTreeMap<u64, String>,
+    /// Members that said where they are: a new member has no other way to answer.
+    heard_of: BTreeMap<u64, String>,
     waiting: HashMap<Token, oneshot::Sender<Response>>,
     next_token: Token,
     handing_over: Vec<oneshot::Sender<()>>,
@@ -297,6 +308,11 @@ impl Driver {
                     tracing::warn!(member = from, %error, "a message was refused");
                 }
             }
+            Input::HeardOf { member, address } => {
+                if !address.is_empty() && (self.heard_of.len() < MAX_MEMBERS || self.heard_of.contains_key(&member)) {
+                    self.heard_of.insert(member, address);
+                }
+            }
             Input::Request { request, reply } => {
                 self.next_token += 1;
                 self.waiting.insert(self.next_token, reply);
@@ -315,8 +331,15 @@ impl Driver {
 
     async fn effects(&mut self) -> Result<()> {
         let effects = self.member.flush()?;
-        if self.members != *self.member.machine().members() {
-            self.members = self.member.machine().members().clone();
+        let known = self.member.machine().members();
+        if !self.heard_of.is_empty() {
+            // What the group says counts more, as soon as it says something.
+            self.heard_of.retain(|id, _| !known.contains_key(id));
+        }
+        if self.members.len() != known.len() + self.heard_of.len()
+            || !known.iter().chain(&self.heard_of).all(|(id, address)| self.members.get(id) == Some(address))
+        {
+            self.members = known.iter().chain(&self.heard_of).map(|(id, a)| (*id, a.clone())).collect();
             self.transport.set_members(&self.members);
         }
         for effect in effects {

@@ -18,6 +18,8 @@ struct Applied {
     index: u64,
     term: u64,
     answer: Option<Answer>,
+    /// It was a change of the membership.
+    change: bool,
 }
 
 impl Member {
@@ -29,6 +31,7 @@ impl Member {
             self.round()?;
             self.begin_reads();
         }
+        self.answer_change();
         self.freeze_if_wanted()
     }
 
@@ -149,6 +152,7 @@ impl Member {
         let mut applied = Vec::with_capacity(entries.len());
         for mut entry in entries {
             let (index, term) = (entry.index, entry.term);
+            let change = entry.get_entry_type() != EntryType::EntryNormal;
             let answer = match entry.get_entry_type() {
                 EntryType::EntryNormal => {
                     let empty = entry.data.is_empty();
@@ -160,14 +164,13 @@ impl Member {
                     None
                 }
             };
-            applied.push(Applied { index, term, answer });
+            applied.push(Applied { index, term, answer, change });
         }
         self.machine.commit()?;
         self.raft.advance_apply_to(last);
         for done in applied {
             self.answer(done);
         }
-        self.answer_change();
         self.serve_watches()?;
         self.serve_reads()
     }
@@ -184,6 +187,7 @@ impl Member {
             }
         };
         let addresses = decode_addresses(&change.context)?;
+        self.last_change = entry.index;
         let was = self.machine.meta().configuration.contains(self.id());
         self.removed |= was && !configuration.contains(self.id());
         self.machine.apply_configuration(entry.index, entry.term, configuration, &addresses)
@@ -202,8 +206,12 @@ impl Member {
         }
         match done.answer {
             Some(answer) => self.reply(proposal.token, Response::Answer(answer)),
-            None if proposal.changes => self.changing = Some(proposal.token),
-            None => self.reply(proposal.token, Response::Lost),
+            None if done.change => self.changing = Some(proposal.token),
+            // Raft made nothing of it, since another one was under way.
+            None => {
+                let error = Error::unavailable("another change of the members was under way: it was not done");
+                self.reply(proposal.token, Response::failed(&error));
+            }
         }
     }
 

@@ -23,8 +23,6 @@ const MAX_WATCH_MS: u64 = 60_000;
 pub(super) struct Proposal {
     pub term: u64,
     pub token: Token,
-    /// It changes the membership, and is answered when that is done.
-    pub changes: bool,
 }
 
 /// What is answered from the state, once it is known to be new enough.
@@ -133,15 +131,15 @@ impl Member {
             return self.busy(token);
         }
         match self.raft.propose(Vec::new(), command.encode().to_vec()) {
-            Ok(()) => self.await_entry(token, false),
+            Ok(()) => self.await_entry(token),
             // Too much is not committed yet, or the lead is being handed over.
             Err(_) => self.busy(token),
         }
     }
 
-    fn await_entry(&mut self, token: Token, changes: bool) {
+    fn await_entry(&mut self, token: Token) {
         let index = self.raft.raft.raft_log.last_index();
-        let proposal = Proposal { term: self.raft.raft.term, token, changes };
+        let proposal = Proposal { term: self.raft.raft.term, token };
         if let Some(before) = self.proposals.insert(index, proposal) {
             // An entry of an earlier lead that was replaced.
             self.reply(before.token, Response::Lost);
@@ -151,7 +149,7 @@ impl Member {
     fn change(&mut self, token: Token, changes: &[Change]) {
         match self.change_of(changes) {
             Ok(change) => match self.raft.propose_conf_change(Vec::new(), change) {
-                Ok(()) => self.await_entry(token, true),
+                Ok(()) => self.await_entry(token),
                 Err(_) => self.busy(token),
             },
             Err(e) => self.reply(token, Response::failed(&e)),
@@ -221,8 +219,8 @@ impl Member {
             return Err(Error::conflict(format!("member {member} is no learner: add it as one first")));
         }
         let raft = &self.raft.raft;
-        let matched = raft.prs().get(member).map_or(0, |p| p.matched);
-        if matched + CAUGHT_UP < raft.raft_log.committed {
+        let matched = raft.prs().get(member).filter(|p| p.recent_active).map_or(0, |p| p.matched);
+        if matched == 0 || matched + CAUGHT_UP < raft.raft_log.committed {
             return Err(Error::unavailable(format!(
                 "member {member} has not caught up (entry {matched} of {}): try again later",
                 raft.raft_log.committed
@@ -231,9 +229,18 @@ impl Member {
         Ok(())
     }
 
-    /// A change is done when the group has left the joint configuration.
+    /// A change is done when the group has left the joint configuration, and enough members of the new one know so: until then the
+    /// old one may be needed to elect a leader.
     pub(super) fn answer_change(&mut self) {
-        if self.machine.meta().configuration.voters_outgoing.is_empty()
+        if self.changing.is_none() || !self.machine.meta().configuration.voters_outgoing.is_empty() {
+            return;
+        }
+        let (id, raft) = (self.id(), &self.raft.raft);
+        let voters = &self.machine.meta().configuration.voters;
+        let knows = |v: &&u64| {
+            **v == id || raft.prs().get(**v).is_some_and(|p| p.committed_index >= self.last_change)
+        };
+        if voters.iter().filter(knows).count() * 2 > voters.len()
             && let Some(token) = self.changing.take()
         {
             self.reply(token, Response::Done);

@@ -104,7 +104,7 @@ impl Host {
             () = self.clock.sleep(PATIENCE) => return Err(Error::unavailable("nobody introduced himself")),
         };
         let (group, peer) = match hello {
-            Hello::Peer { group, from, to } if to == self.member => (group, Some(from)),
+            Hello::Peer { group, from, to, address } if to == self.member => (group, Some((from, address))),
             Hello::Client { group } => (if group == 0 { self.group } else { group }, None),
             other => return Err(Error::invalid(format!("{other:?} is not for member {}", self.member))),
         };
@@ -114,7 +114,10 @@ impl Host {
             return Err(Error::invalid(format!("somebody of group {group:032x} came to group {:032x}", self.group)));
         }
         match peer {
-            Some(from) => self.hear(from, stream).await,
+            Some((from, address)) => {
+                self.handle.heard_of(from, address).await?;
+                self.hear(from, stream).await
+            }
             None => self.answer(stream).await,
         }
     }

@@ -1,5 +1,6 @@
 //! Frames: length u32, CRC32C u32 of length and content, content. And the greeting that comes first on a connection.
 
+use crate::machine::layout::MAX_ADDRESS;
 use crate::wire::{Reader, Writer};
 use bytes::{Bytes, BytesMut};
 use common::crc::crc32c_parts;
@@ -9,15 +10,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The longest content of a frame.
 pub(crate) const MAX_FRAME: usize = 32 << 20;
 /// The longest greeting: nobody is known yet.
-const MAX_HELLO: usize = 128;
+const MAX_HELLO: usize = 512;
 const MAGIC: &[u8; 4] = b"SRkv";
 const VERSION: u16 = 1;
 
 /// The first frame on a connection, both ways.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Hello {
-    /// Messages of member `from` for member `to` follow.
-    Peer { group: u128, from: u64, to: u64 },
+    /// Messages of member `from` for member `to` follow. A new member knows nobody: `from` listens at `address`.
+    Peer { group: u128, from: u64, to: u64, address: String },
     /// Requests follow; group 0 is any.
     Client { group: u128 },
     /// The answer: who listens.
@@ -29,7 +30,9 @@ impl Hello {
         let mut w = Writer::new();
         w.raw(MAGIC).u16(VERSION);
         match self {
-            Hello::Peer { group, from, to } => w.u8(0).u128(*group).u64(*from).u64(*to),
+            Hello::Peer { group, from, to, address } => {
+                w.u8(0).u128(*group).u64(*from).u64(*to).bytes(address.as_bytes())
+            }
             Hello::Client { group } => w.u8(1).u128(*group),
             Hello::Welcome { group, member } => w.u8(2).u128(*group).u64(*member),
         };
@@ -49,7 +52,10 @@ impl Hello {
             ));
         }
         let hello = match r.u8()? {
-            0 => Hello::Peer { group: r.u128()?, from: r.u64()?, to: r.u64()? },
+            0 => {
+                let (group, from, to) = (r.u128()?, r.u64()?, r.u64()?);
+                Hello::Peer { group, from, to, address: r.string(MAX_ADDRESS)? }
+            }
             1 => Hello::Client { group: r.u128()? },
             2 => Hello::Welcome { group: r.u128()?, member: r.u64()? },
             _ => return Err(r.bad("it is of an unknown kind")),
@@ -151,7 +157,7 @@ mod tests {
     #[test]
     fn greetings_are_what_they_were_or_an_error() {
         for hello in [
-            Hello::Peer { group: 7, from: 1, to: 2 },
+            Hello::Peer { group: 7, from: 1, to: 2, address: "here:1".into() },
             Hello::Client { group: 0 },
             Hello::Welcome { group: u128::MAX, member: 3 },
         ] {

@@ -32,6 +32,8 @@ struct Common {
     clock: Arc<dyn Clock>,
     /// Members whose messages were lost.
     lost: mpsc::Sender<u64>,
+    /// Where this member listens, as far as the group knows.
+    address: Mutex<String>,
 }
 
 /// Links to the other members.
@@ -49,7 +51,7 @@ impl TcpTransport {
         clock: Arc<dyn Clock>,
         lost: mpsc::Sender<u64>,
     ) -> Self {
-        Self { common: Arc::new(Common { group, member, tls, clock, lost }), links: Mutex::default() }
+        Self { common: Arc::new(Common { group, member, tls, clock, lost, address: Mutex::default() }), links: Mutex::default() }
     }
 }
 
@@ -63,6 +65,7 @@ impl Transport for TcpTransport {
     }
 
     fn set_members(&self, members: &BTreeMap<u64, String>) {
+        *self.common.address.lock() = members.get(&self.common.member).cloned().unwrap_or_default();
         let mut links = self.links.lock();
         let (links, tasks) = &mut *links;
         links.retain(|id, link| members.get(id).is_some_and(|address| *address == link.address));
@@ -106,7 +109,8 @@ async fn converse(
     let late = || Error::unavailable("it takes too long");
     let open = async {
         let mut stream = connect(address, common.tls.as_ref()).await?;
-        greet(&mut stream, Hello::Peer { group: common.group, from: common.member, to }).await?;
+        let own = common.address.lock().clone();
+        greet(&mut stream, Hello::Peer { group: common.group, from: common.member, to, address: own }).await?;
         match greeted(&mut stream).await? {
             Hello::Welcome { group, member } if (group, member) == (common.group, to) => Ok(stream),
             other => Err(Error::invalid(format!("at {address} answers {other:?}, not member {to} of our group"))),
