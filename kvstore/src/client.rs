@@ -84,7 +84,10 @@ impl Client {
         Ok(self.route.ask(&request, until).await?.response)
     }
 
-    async fn execute(&self, command: impl Fn(crate::machine::RequestId) -> Command + Send + Sync) -> Result<Answer> {
+    async fn execute(
+        &self,
+        command: impl Fn(crate::machine::RequestId) -> Command + Send + Sync,
+    ) -> Result<Answer> {
         let until = self.clock.now() + self.deadline;
         self.session.execute(&self.route, &*self.clock, until, &command).await
     }
@@ -95,8 +98,7 @@ impl Client {
     /// the message says whether it may have happened.
     pub async fn transact(&self, asserts: Vec<Assert>, ops: Vec<Op>) -> Result<u64> {
         crate::machine::command::check_txn(&asserts, &ops)?;
-        let command =
-            |request| Command::Txn { request, asserts: asserts.clone(), ops: ops.clone() };
+        let command = |request| Command::Txn { request, asserts: asserts.clone(), ops: ops.clone() };
         match self.execute(command).await? {
             Answer::Done { revision } => Ok(revision),
             other => Err(not_done(other)),
@@ -141,7 +143,10 @@ impl Client {
     /// How the member that answers first sees the group; it need not lead.
     pub async fn status(&self) -> Result<Status> {
         match self.ask(Request::Status).await? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) => {
+                self.route.learn(&status);
+                Ok(status)
+            }
             other => Err(unexpected(&other)),
         }
     }

@@ -114,7 +114,9 @@ impl Store {
             Some(MOVED_VERSION) => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
-                    format!("registry {place} has moved to the replicated registry beside it, and is not used any more"),
+                    format!(
+                        "registry {place} has moved to the replicated registry beside it, and is not used any more"
+                    ),
                 ));
             }
             Some(newer) if newer > FORMAT_VERSION => {

@@ -224,9 +224,7 @@ async fn create(disk: &dyn Disk, number: u64, size: u64) -> Result<(String, Arc<
     let name = name_of(number);
     match disk.create(&name, size).await {
         Ok(file) => Ok((name, file)),
-        Err(e) if e.kind == ErrorKind::NoSpace => {
-            Err(e.context("the registry's log needs a new segment"))
-        }
+        Err(e) if e.kind == ErrorKind::NoSpace => Err(e.context("the registry's log needs a new segment")),
         Err(e) => Err(e),
     }
 }

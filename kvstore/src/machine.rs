@@ -156,7 +156,8 @@ impl Machine {
         }
         for (key, _) in self.all(b'b')? {
             let text = key.get(14..).and_then(|k| std::str::from_utf8(k).ok());
-            let text = text.ok_or_else(|| Error::corrupt("replicated registry: a key of a lease is not text"))?;
+            let text =
+                text.ok_or_else(|| Error::corrupt("replicated registry: a key of a lease is not text"))?;
             let lease = LeaseId(number(&key)?);
             let lease = self.leases.get_mut(&lease).ok_or_else(|| {
                 Error::corrupt(format!("replicated registry: key '{text}' is bound to no live lease"))

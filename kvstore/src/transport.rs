@@ -50,7 +50,8 @@ pub(crate) async fn connect(
     tls: Option<&Arc<rustls::ClientConfig>>,
 ) -> Result<Box<dyn Stream>> {
     let what = || format!("connecting to member {address} of the registry");
-    let stream = TcpStream::connect(address).await.map_err(|e| Error::unavailable(format!("{}: {e}", what())))?;
+    let stream =
+        TcpStream::connect(address).await.map_err(|e| Error::unavailable(format!("{}: {e}", what())))?;
     // Small messages that somebody waits for.
     stream.set_nodelay(true).map_err(|e| Error::io(what(), &e))?;
     let Some(config) = tls else { return Ok(Box::new(stream)) };

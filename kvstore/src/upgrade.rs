@@ -37,7 +37,12 @@ pub enum Origin {
 }
 
 /// Makes the state if there is none, and says what it is. `random` is the id of a new group.
-pub(crate) fn prepare(store: Arc<dyn StateStore>, member: u64, origin: &Origin, random: u128) -> Result<Head> {
+pub(crate) fn prepare(
+    store: Arc<dyn StateStore>,
+    member: u64,
+    origin: &Origin,
+    random: u128,
+) -> Result<Head> {
     if let Some(head) = store.get(HEAD_KEY)? {
         let head = Head::decode(head)?;
         if head.member != member {
@@ -72,7 +77,13 @@ pub(crate) fn prepare(store: Arc<dyn StateStore>, member: u64, origin: &Origin, 
     }
 }
 
-fn found(store: Arc<dyn StateStore>, member: u64, address: &str, old: Option<&Moving>, group: u128) -> Result<()> {
+fn found(
+    store: Arc<dyn StateStore>,
+    member: u64,
+    address: &str,
+    old: Option<&Moving>,
+    group: u128,
+) -> Result<()> {
     let staging = Staging::begin(store.clone(), 1)?;
     let mut meta = Meta {
         index: FIRST,

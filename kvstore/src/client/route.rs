@@ -2,7 +2,7 @@
 
 use super::ClientConfig;
 use super::connection::Connection;
-use crate::node::Handle;
+use crate::node::Status;
 use crate::node::request::{Request, Response};
 use common::{Clock, Error, ErrorKind, Result};
 use parking_lot::Mutex;
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// A member that says nothing for so long is given up for another one.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Members come and go: who there is, is asked so often.
+const REFRESH: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -25,8 +27,9 @@ struct State {
     target: Target,
     /// Counts through the addresses when nobody knows better.
     turn: usize,
-    /// Addresses that members told.
+    /// Addresses that members told, and when they were asked last.
     learned: Vec<String>,
+    asked: Option<Duration>,
     connection: Option<(String, Arc<Connection>)>,
 }
 
@@ -48,7 +51,7 @@ impl Route {
     pub fn new(config: ClientConfig, clock: Arc<dyn Clock>) -> Self {
         let first = config.addresses.first().cloned().unwrap_or_default();
         let target = if config.local.is_some() { Target::Local } else { Target::Remote(first) };
-        let state = State { target, turn: 0, learned: Vec::new(), connection: None };
+        let state = State { target, turn: 0, learned: Vec::new(), asked: None, connection: None };
         Self { config, clock, state: Mutex::new(state), connecting: tokio::sync::Mutex::new(()) }
     }
 
@@ -119,17 +122,38 @@ impl Route {
     /// Asks one member; whether the request was sent, and what came.
     async fn attempt(&self, target: &Target, request: &Request) -> (bool, Result<Response>) {
         match (target, &self.config.local) {
-            (Target::Local, Some(handle)) => (true, Self::local(handle, request).await),
+            (Target::Local, Some(handle)) => (true, handle.call(request.clone()).await),
             (Target::Local, None) => (false, Err(Error::internal("there is no member in this process"))),
             (Target::Remote(address), _) => match self.connection(address).await {
-                Ok(connection) => (true, connection.call(request).await),
+                Ok(connection) => {
+                    self.refresh(&connection).await;
+                    (true, connection.call(request).await)
+                }
                 Err(error) => (false, Err(error)),
             },
         }
     }
 
-    async fn local(handle: &Handle, request: &Request) -> Result<Response> {
-        handle.call(request.clone()).await
+    /// Asks a member that answers who else there is, now and then, so that the client finds them when this one dies.
+    async fn refresh(&self, connection: &Connection) {
+        let now = self.clock.now();
+        {
+            let mut state = self.state.lock();
+            if state.asked.is_some_and(|asked| now < asked + REFRESH) {
+                return;
+            }
+            state.asked = Some(now);
+        }
+        if let Ok(Response::Status(status)) = connection.call(&Request::Status).await {
+            self.learn(&status);
+        }
+    }
+
+    /// What a member says of the others.
+    pub fn learn(&self, status: &Status) {
+        if !status.members.is_empty() {
+            self.state.lock().learned = status.members.values().cloned().collect();
+        }
     }
 
     async fn connection(&self, address: &str) -> Result<Arc<Connection>> {
@@ -148,7 +172,8 @@ impl Route {
         if address.is_empty() {
             return Err(Error::invalid("no address of a member of the registry is known"));
         }
-        let connection = Arc::new(Connection::open(address, self.config.group, self.config.tls.as_ref()).await?);
+        let connection =
+            Arc::new(Connection::open(address, self.config.group, self.config.tls.as_ref()).await?);
         self.state.lock().connection = Some((address.to_string(), connection.clone()));
         Ok(connection)
     }

@@ -38,7 +38,11 @@ impl Group {
             addresses: BTreeMap::new(),
             group: 0,
             tls,
-            rocks: RocksSettings { block_cache_bytes: 4 << 20, write_buffer_bytes: 4 << 20, ..RocksSettings::default() },
+            rocks: RocksSettings {
+                block_cache_bytes: 4 << 20,
+                write_buffer_bytes: 4 << 20,
+                ..RocksSettings::default()
+            },
         };
         group.start(1).await;
         group.group = group.members[&1].group();
@@ -143,14 +147,18 @@ async fn three_members_go_on_when_the_leader_is_killed_and_lose_nothing() {
             group.start(leader).await;
         }
         let key = format!("k/{n:03}");
-        let revision = client.txn(vec![KvAssert::Absent(key.clone())], vec![put(&key, n.to_string())]).await.unwrap();
+        let revision =
+            client.txn(vec![KvAssert::Absent(key.clone())], vec![put(&key, n.to_string())]).await.unwrap();
         assert!(revision > last);
         last = revision;
     }
     let pairs = client.scan("k/").await.unwrap();
     assert_eq!(pairs.len(), 200);
     assert!(pairs.iter().enumerate().all(|(n, p)| p.value == n.to_string()));
-    assert_eq!(client.txn(vec![KvAssert::Absent("k/000".into())], vec![]).await.unwrap_err().kind, ErrorKind::Conflict);
+    assert_eq!(
+        client.txn(vec![KvAssert::Absent("k/000".into())], vec![]).await.unwrap_err().kind,
+        ErrorKind::Conflict
+    );
     // The whole room goes dark, and comes back.
     for id in 1..=3 {
         group.kill(id).await;
@@ -237,7 +245,10 @@ async fn a_watch_goes_on_across_leaders_and_says_when_it_is_too_late() {
             if n == 20 {
                 went.recv().await;
             }
-            writer.txn(vec![], vec![put(&format!("w/{n:02}"), n.to_string()), put("not", "this")]).await.unwrap();
+            writer
+                .txn(vec![], vec![put(&format!("w/{n:02}"), n.to_string()), put("not", "this")])
+                .await
+                .unwrap();
         }
     });
     let mut seen = Vec::new();
@@ -336,10 +347,65 @@ async fn a_registry_of_one_node_becomes_a_group() {
     for id in 2..=3 {
         group.join(id).await;
     }
+    // The client knew one address; the others it learns.
+    assert_eq!(client.status().await.unwrap().members.len(), 3);
     let leader = group.leader().await;
     group.kill(leader).await;
     let after = client.scan("k/").await.unwrap();
     assert_eq!(after, before);
+}
+
+async fn rate(kv: Arc<dyn Kv>, tasks: u64, each: u64) -> (f64, Duration) {
+    let begun = Instant::now();
+    let mut set = tokio::task::JoinSet::new();
+    for task in 0..tasks {
+        let kv = kv.clone();
+        set.spawn(async move {
+            let mut times = Vec::new();
+            for n in 0..each {
+                let begun = Instant::now();
+                kv.txn(vec![], vec![put(&format!("k/{task}/{}", n % 100), vec![1u8; 200])]).await.unwrap();
+                times.push(begun.elapsed());
+            }
+            times
+        });
+    }
+    let mut times = Vec::new();
+    while let Some(done) = set.join_next().await {
+        times.extend(done.unwrap());
+    }
+    times.sort_unstable();
+    ((tasks * each) as f64 / begun.elapsed().as_secs_f64(), times[times.len() / 2])
+}
+
+/// Not a test: what transactions cost here, in turn with the registry of one node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let local: Arc<dyn Kv> = Arc::new(LocalKv::open(dir.path()).unwrap());
+    let (one, three) = (Group::of(1, None).await, Group::of(3, None).await);
+    let within = |group: &Group, id: u64| -> Arc<dyn Kv> {
+        let mut config = ClientConfig::new(vec![]);
+        config.local = Some(group.members[&id].handle());
+        Arc::new(Client::new(config, group.clock.clone()))
+    };
+    let leader = three.leader().await;
+    let all: [(&str, Arc<dyn Kv>); 5] = [
+        ("LocalKv", local),
+        ("one member, in process", within(&one, 1)),
+        ("one member, TCP", Arc::new(one.client())),
+        ("three members, in process", within(&three, leader)),
+        ("three members, TCP", Arc::new(three.client())),
+    ];
+    for _ in 0..3 {
+        for (tasks, each) in [(1, 500), (64, 100)] {
+            for (name, kv) in &all {
+                let (rate, median) = rate(kv.clone(), tasks, each).await;
+                println!("{name:<26} {tasks:>3} clients: {rate:>8.0} txn/s, median {median:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -372,7 +438,9 @@ fn papers() -> Tls {
     let roots = Arc::new(roots);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .unwrap();
     let server = rustls::ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .unwrap()

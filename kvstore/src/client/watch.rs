@@ -45,7 +45,8 @@ impl Watch {
     /// Errors: `Unavailable` when no member answers for as long as the client tries; ask again.
     pub async fn next(&mut self) -> Result<Watched> {
         loop {
-            let until = self.client.clock.now() + self.client.deadline + std::time::Duration::from_millis(WAIT_MS);
+            let until =
+                self.client.clock.now() + self.client.deadline + std::time::Duration::from_millis(WAIT_MS);
             let request = Request::Watch { prefix: self.prefix.clone(), from: self.from, wait_ms: WAIT_MS };
             match self.client.route.ask(&request, until).await?.response {
                 Response::Events { events, next } => {

@@ -29,7 +29,8 @@ impl Moving {
 
     fn version(&self) -> Result<Option<u32>> {
         let format = self.0.db.get_pinned(FORMAT_KEY).map_err(|e| self.0.fail("read the registry", &e))?;
-        let version = format.as_deref().and_then(|f| f.strip_prefix(FORMAT_MAGIC)).and_then(|v| v.first_chunk::<4>());
+        let version =
+            format.as_deref().and_then(|f| f.strip_prefix(FORMAT_MAGIC)).and_then(|v| v.first_chunk::<4>());
         Ok(version.map(|v| u32::from_le_bytes(*v)))
     }
 
@@ -45,7 +46,8 @@ impl Moving {
     /// Up to `limit` pairs from `from` on: key, revision, value.
     pub fn pairs(&self, from: &str, limit: usize) -> Result<Vec<(String, u64, Bytes)>> {
         let from = super::data_key(from);
-        let found = crate::table::scan(&self.0.db, b"k", &from, limit).map_err(|e| self.0.fail("read the registry", &e))?;
+        let found = crate::table::scan(&self.0.db, b"k", &from, limit)
+            .map_err(|e| self.0.fail("read the registry", &e))?;
         let pair = |(key, stored): (Vec<u8>, Bytes)| {
             let key = std::str::from_utf8(&key[1..]).map_err(|_| {
                 Error::corrupt(format!("registry {}: a key is not text", self.0.path.display()))

@@ -52,7 +52,12 @@ impl Item {
                 w.u8(0).u64(state.term).u64(state.vote).u64(state.commit);
             }
             Item::Entry(entry) => {
-                w.u8(1).u64(entry.index).u64(entry.term).u8(kind(entry)).bytes(&entry.data).bytes(&entry.context);
+                w.u8(1)
+                    .u64(entry.index)
+                    .u64(entry.term)
+                    .u8(kind(entry))
+                    .bytes(&entry.data)
+                    .bytes(&entry.context);
             }
             Item::Floor(at) => {
                 w.u8(2).u64(at.index).u64(at.term);
@@ -64,7 +69,8 @@ impl Item {
     }
 
     fn decode(r: &mut Reader) -> Result<Self> {
-        let position = |r: &mut Reader| -> Result<Position> { Ok(Position { index: r.u64()?, term: r.u64()? }) };
+        let position =
+            |r: &mut Reader| -> Result<Position> { Ok(Position { index: r.u64()?, term: r.u64()? }) };
         Ok(match r.u8()? {
             0 => {
                 let mut state = HardState::default();
@@ -137,7 +143,13 @@ pub(super) struct SegmentHeader {
 impl SegmentHeader {
     pub fn encode(&self) -> Bytes {
         let mut w = Writer::new();
-        w.raw(SEGMENT_MAGIC).u16(VERSION).u16(0).u128(self.group).u64(self.member).u64(self.number).u64(self.size);
+        w.raw(SEGMENT_MAGIC)
+            .u16(VERSION)
+            .u16(0)
+            .u128(self.group)
+            .u64(self.member)
+            .u64(self.number)
+            .u64(self.size);
         w.u64(self.first_record).u32(self.prev_crc).u64(self.cut.segment).u64(self.cut.offset);
         w.u64(self.hard.term).u64(self.hard.vote).u64(self.hard.commit);
         for at in [self.floor, self.last] {
@@ -155,18 +167,15 @@ impl SegmentHeader {
         if block.len() < SECTOR || r.take(4)? != SEGMENT_MAGIC[..] {
             return Err(r.bad("it does not begin with its magic"));
         }
-        let stored = u32::from_le_bytes([
-            block[SECTOR - 4],
-            block[SECTOR - 3],
-            block[SECTOR - 2],
-            block[SECTOR - 1],
-        ]);
+        let stored =
+            u32::from_le_bytes([block[SECTOR - 4], block[SECTOR - 3], block[SECTOR - 2], block[SECTOR - 1]]);
         if crc32c(&block[..SECTOR - 4]) != stored {
             return Err(r.bad("its checksum is wrong"));
         }
         check_version(r.u16()?, "segment")?;
         r.u16()?;
-        let position = |r: &mut Reader| -> Result<Position> { Ok(Position { index: r.u64()?, term: r.u64()? }) };
+        let position =
+            |r: &mut Reader| -> Result<Position> { Ok(Position { index: r.u64()?, term: r.u64()? }) };
         let (group, member, number, size) = (r.u128()?, r.u64()?, r.u64()?, r.u64()?);
         let (first_record, prev_crc) = (r.u64()?, r.u32()?);
         let cut = Cut { segment: r.u64()?, offset: r.u64()? };
@@ -220,7 +229,8 @@ impl RecordHeader {
     /// The header at the start of `sector`. `None` when it is not one.
     pub fn decode(sector: &[u8]) -> Option<Result<Self>> {
         let header: &[u8; RECORD_HEADER] = sector.first_chunk()?;
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | (u64::from(word(at + 4)) << 32);
         if header[..4] != RECORD_MAGIC[..] || crc32c(&header[..36]) != word(36) {
             return None;

@@ -1,8 +1,6 @@
 //! What an earlier process left.
 
-use super::record::{
-    Cut, Item, Position, RECORD_HEADER, RecordHeader, SECTOR, SegmentHeader, decode_items,
-};
+use super::record::{Cut, Item, Position, RECORD_HEADER, RecordHeader, SECTOR, SegmentHeader, decode_items};
 use super::{HEADER_BLOCK, Log, LogSettings, Recovered, Segment, create, name_of};
 use bytes::Bytes;
 use common::crc::crc32c;
@@ -120,7 +118,9 @@ async fn find(disk: &dyn Disk, group: u128, member: u64) -> Result<Vec<Found>> {
         let number = name.strip_suffix(".log").filter(|n| n.len() == 16);
         match number.and_then(|n| u64::from_str_radix(n, 16).ok()).filter(|n| name_of(*n) == name) {
             Some(number) => numbers.push(number),
-            None => tracing::warn!(file = name, "a file in the folder of the registry's log is no segment of it"),
+            None => {
+                tracing::warn!(file = name, "a file in the folder of the registry's log is no segment of it")
+            }
         }
     }
     numbers.sort_unstable();
@@ -200,12 +200,18 @@ async fn read(segment: &Found, cut: Option<Cut>, replay: &mut Replay) -> Result<
             }
             Look::Torn => {
                 if let Some(later) = later_record(&bytes, at + SECTOR, segment.header.number, replay) {
-                    let why = format!("a record is missing, and at offset {later} there is one that was written later");
+                    let why = format!(
+                        "a record is missing, and at offset {later} there is one that was written later"
+                    );
                     return Err(corrupt(&segment.name, at as u64, &why));
                 }
                 let clean = bytes[at..].iter().all(|b| *b == 0);
                 if !clean {
-                    tracing::info!(segment = segment.name, offset = at, "the registry's log ends in a torn record");
+                    tracing::info!(
+                        segment = segment.name,
+                        offset = at,
+                        "the registry's log ends in a torn record"
+                    );
                 }
                 return Ok((at as u64, clean));
             }
@@ -218,7 +224,10 @@ async fn read(segment: &Found, cut: Option<Cut>, replay: &mut Replay) -> Result<
 }
 
 enum Look {
-    Record { header: RecordHeader, items: Result<Vec<Item>> },
+    Record {
+        header: RecordHeader,
+        items: Result<Vec<Item>>,
+    },
     /// The end of the log, unless something valid follows.
     Torn,
     Damaged(&'static str),
@@ -331,7 +340,11 @@ impl Replay {
                 return Err(corrupt(name, 0, &format!("entry {} is missing", before.index + 1)));
             }
             if entry.term < before.term {
-                return Err(corrupt(name, 0, &format!("entry {} is of an older term than the one before", entry.index)));
+                return Err(corrupt(
+                    name,
+                    0,
+                    &format!("entry {} is of an older term than the one before", entry.index),
+                ));
             }
             before = Position { index: entry.index, term: entry.term };
         }

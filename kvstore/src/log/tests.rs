@@ -95,8 +95,10 @@ fn what_was_appended_is_there_and_a_conflicting_suffix_is_gone() {
     let disk = SimDisk::new();
     let (mut log, found) = open(&disk);
     assert!(Model::new().is(&found));
-    block_on(log.append(&[batch(vec![entry(2, 1, 10), entry(3, 1, 3000), entry(4, 1, 0)], Some(hard(1, 2, 3)))]))
-        .unwrap();
+    block_on(
+        log.append(&[batch(vec![entry(2, 1, 10), entry(3, 1, 3000), entry(4, 1, 0)], Some(hard(1, 2, 3)))]),
+    )
+    .unwrap();
     block_on(log.append(&[batch(vec![entry(3, 2, 5)], None), batch(vec![], Some(hard(2, 0, 3)))])).unwrap();
     disk.crash(|| false);
     let (_, found) = open(&disk);
@@ -111,7 +113,8 @@ fn a_snapshot_replaces_the_log() {
     let (mut log, _) = open(&disk);
     block_on(log.append(&[batch(vec![entry(2, 1, 10), entry(3, 1, 10)], Some(hard(1, 0, 1)))])).unwrap();
     let reset = Some(Position { index: 90, term: 4 });
-    block_on(log.append(&[LogBatch { reset, entries: vec![entry(91, 4, 1)], hard: Some(hard(4, 0, 90)) }])).unwrap();
+    block_on(log.append(&[LogBatch { reset, entries: vec![entry(91, 4, 1)], hard: Some(hard(4, 0, 90)) }]))
+        .unwrap();
     drop(log);
     disk.kill();
     let (_, found) = open(&disk);
@@ -150,12 +153,7 @@ fn restarts_without_writes_do_not_pile_up_segments() {
 }
 
 /// Appends, compactions, snapshots, conflicts: what the model and the disk are after each of them, or after a death in one.
-fn workload(
-    random: &mut fastrand::Rng,
-    disk: &SimDisk,
-    before: Model,
-    steps: usize,
-) -> (Vec<Model>, bool) {
+fn workload(random: &mut fastrand::Rng, disk: &SimDisk, before: Model, steps: usize) -> (Vec<Model>, bool) {
     let Ok((mut log, found)) = try_open(disk) else { return (vec![before], true) };
     assert!(before.is(&found), "it changed without anybody writing");
     let mut model = Model::of(found);
@@ -254,7 +252,9 @@ fn a_flipped_bit_is_refused_by_name_or_changes_nothing() {
         // Only what was written: behind it a bit looks like the remains of a torn record, which are no harm.
         disk.flip_bit(name, random.usize(..12 << 10), random.u8(..8));
         match try_open(&disk) {
-            Ok((_, found)) => assert!(models.last().unwrap().is(&found), "seed {seed}: damage was taken for the truth"),
+            Ok((_, found)) => {
+                assert!(models.last().unwrap().is(&found), "seed {seed}: damage was taken for the truth")
+            }
             Err(e) => {
                 assert_eq!(e.kind, ErrorKind::Corrupt, "seed {seed}: {e}");
                 assert!(e.message().contains(name.as_str()) || names.len() > 1, "seed {seed}: {e}");
@@ -306,7 +306,8 @@ fn a_full_disk_is_told_and_it_goes_on_when_there_is_room() {
     let (mut log, _) = open(&disk);
     let full = |full| disk.set_faults(common::sim::SimDiskFaults { full, ..Default::default() });
     full(true);
-    let error = (2..).find_map(|i| block_on(log.append(&[batch(vec![entry(i, 1, 3000)], None)])).err()).unwrap();
+    let error =
+        (2..).find_map(|i| block_on(log.append(&[batch(vec![entry(i, 1, 3000)], None)])).err()).unwrap();
     assert_eq!(error.kind, ErrorKind::NoSpace);
     full(false);
     let next = log.last.index + 1;
@@ -320,7 +321,9 @@ fn the_log_of_another_member_is_refused() {
     drop(open(&disk));
     for (group, member) in [(GROUP, 2), (GROUP + 1, 1)] {
         let error =
-            block_on(Log::open(Arc::new(disk.process()), settings(), group, member, Position::default())).err().unwrap();
+            block_on(Log::open(Arc::new(disk.process()), settings(), group, member, Position::default()))
+                .err()
+                .unwrap();
         assert_eq!(error.kind, ErrorKind::Invalid, "{error}");
     }
 }

@@ -198,7 +198,11 @@ impl Machine {
     }
 
     fn lease_of(&self, key: &str) -> Result<Option<LeaseId>> {
-        Ok(self.current(key)?.map(|stored| decode_pair(key, stored)).transpose()?.and_then(|(_, lease)| lease))
+        Ok(self
+            .current(key)?
+            .map(|stored| decode_pair(key, stored))
+            .transpose()?
+            .and_then(|(_, lease)| lease))
     }
 
     fn transact(&mut self, asserts: Vec<Assert>, ops: Vec<Op>) -> Result<Answer> {
@@ -268,10 +272,12 @@ impl Machine {
                 false => conflict(format!("lease {} does not live", lease.0)),
             },
             // A number that was not given yet may become a lease.
-            Assert::LeaseExpired(lease) => match self.leases.contains_key(lease) || lease.0 > self.meta.revision {
-                true => conflict(format!("lease {} has not ended", lease.0)),
-                false => None,
-            },
+            Assert::LeaseExpired(lease) => {
+                match self.leases.contains_key(lease) || lease.0 > self.meta.revision {
+                    true => conflict(format!("lease {} has not ended", lease.0)),
+                    false => None,
+                }
+            }
         })
     }
 
@@ -303,7 +309,8 @@ impl Machine {
         self.history.push_back((self.meta.revision, record.len()));
         self.history_bytes += record.len();
         self.batch.put(self.key(b'h', &self.meta.revision.to_be_bytes()), record);
-        while self.history.len() > self.limits.history_revisions || self.history_bytes > self.limits.history_bytes
+        while self.history.len() > self.limits.history_revisions
+            || self.history_bytes > self.limits.history_bytes
         {
             // The newest one stays whatever its size.
             if self.history.len() == 1 {

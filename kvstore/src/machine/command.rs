@@ -240,9 +240,9 @@ impl Command {
     /// The request that it is, unless it is the leader's or opens a session.
     pub(crate) fn request(&self) -> Option<RequestId> {
         match self {
-            Command::Txn { request, .. } | Command::Grant { request, .. } | Command::Revoke { request, .. } => {
-                Some(*request)
-            }
+            Command::Txn { request, .. }
+            | Command::Grant { request, .. }
+            | Command::Revoke { request, .. } => Some(*request),
             Command::OpenSession | Command::Expire { .. } => None,
         }
     }
@@ -382,11 +382,9 @@ impl Answer {
             0 => Answer::Session(r.u64()?),
             1 => Answer::Done { revision: r.u64()? },
             2 => Answer::Granted { lease: LeaseId(r.u64()?) },
-            3 => Answer::Refused {
-                revision: r.u64()?,
-                kind: decode_kind(r)?,
-                message: r.string(MAX_MESSAGE)?,
-            },
+            3 => {
+                Answer::Refused { revision: r.u64()?, kind: decode_kind(r)?, message: r.string(MAX_MESSAGE)? }
+            }
             4 => Answer::NoSession,
             5 => Answer::Stale,
             _ => return Err(r.bad("an answer of an unknown kind")),

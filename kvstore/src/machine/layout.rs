@@ -89,9 +89,10 @@ pub(crate) fn bound(generation: u32, lease: LeaseId, key: &str) -> Vec<u8> {
 
 /// The number behind the tag of a key.
 pub(crate) fn number(key: &[u8]) -> Result<u64> {
-    key.get(6..).and_then(|n| n.first_chunk()).map(|n| u64::from_be_bytes(*n)).ok_or_else(|| {
-        Error::corrupt("replicated registry: a record has a key without its number")
-    })
+    key.get(6..)
+        .and_then(|n| n.first_chunk())
+        .map(|n| u64::from_be_bytes(*n))
+        .ok_or_else(|| Error::corrupt("replicated registry: a record has a key without its number"))
 }
 
 /// The membership that raft works with.

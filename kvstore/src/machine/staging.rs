@@ -2,7 +2,7 @@
 
 use super::layout::{HEAD_KEY, Head, Meta, Session, prefix, tagged};
 use super::store::{StateStore, View};
-use super::{Machine, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use super::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Machine};
 use crate::wire::{Reader, Writer};
 use bytes::Bytes;
 use common::table::Batch;
@@ -131,11 +131,7 @@ impl Staging {
 impl Machine {
     /// The state as it is now.
     pub fn freeze(&self) -> Result<Frozen> {
-        Ok(Frozen {
-            view: self.store.view()?,
-            prefix: prefix(self.head.generation),
-            meta: self.meta.clone(),
-        })
+        Ok(Frozen { view: self.store.view()?, prefix: prefix(self.head.generation), meta: self.meta.clone() })
     }
 
     /// Begins to receive another state.

@@ -99,7 +99,8 @@ fn a_transaction_is_all_or_nothing() {
     let again = b.txn(vec![Assert::Absent("a".into())], vec![put("a", "2"), delete("b")]);
     assert!(refused(&again, ErrorKind::Conflict).contains("'a' exists"));
     assert_eq!((b.value("a").unwrap(), b.value("b").unwrap()), ("1".into(), "1".into()));
-    let second = revision(&b.txn(vec![Assert::Revision("b".into(), first)], vec![delete("a"), put("b", "2")]));
+    let second =
+        revision(&b.txn(vec![Assert::Revision("b".into(), first)], vec![delete("a"), put("b", "2")]));
     assert!(second > first);
     assert_eq!((b.value("a"), b.value("b").unwrap()), (None, "2".into()));
     refused(&b.txn(vec![Assert::Revision("a".into(), first)], vec![put("c", "1")]), ErrorKind::Conflict);
@@ -113,7 +114,8 @@ fn a_transaction_is_all_or_nothing() {
 fn the_same_request_is_executed_once_also_after_a_restart() {
     let mut b = Bench::new();
     let request = b.request();
-    let command = Command::Txn { request, asserts: vec![Assert::Absent("a".into())], ops: vec![put("a", "1")] };
+    let command =
+        Command::Txn { request, asserts: vec![Assert::Absent("a".into())], ops: vec![put("a", "1")] };
     let first = b.apply(command.clone());
     assert_eq!(b.apply(command.clone()), first);
     b.reopen();
@@ -193,7 +195,10 @@ fn the_history_is_bounded_and_says_where_it_begins() {
     let from = b.machine.history_from();
     assert_eq!(from, revisions[12]);
     let (events, next) = b.machine.events("x/", from).unwrap();
-    assert_eq!(events.iter().map(|e| e.revision).collect::<Vec<_>>(), [revisions[12], revisions[14], revisions[16], revisions[18]]);
+    assert_eq!(
+        events.iter().map(|e| e.revision).collect::<Vec<_>>(),
+        [revisions[12], revisions[14], revisions[16], revisions[18]]
+    );
     assert_eq!(next, revisions[19] + 1);
     b.txn(vec![], vec![delete("x/a"), delete("nothing")]);
     let (events, _) = b.machine.events("", next).unwrap();

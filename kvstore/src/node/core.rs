@@ -235,6 +235,7 @@ impl Member {
         if !self.leads {
             return;
         }
+        self.leases.keep(|id| self.machine.lease(id).is_some());
         for lease in self.leases.due(self.now) {
             if self.propose_expiry(lease) {
                 self.leases.proposed(lease);

@@ -53,7 +53,12 @@ impl DiskThread {
     }
 }
 
-fn work(mut log: Log, store: &dyn StateStore, mut queue: mpsc::Receiver<Job>, progress: &watch::Sender<Progress>) {
+fn work(
+    mut log: Log,
+    store: &dyn StateStore,
+    mut queue: mpsc::Receiver<Job>,
+    progress: &watch::Sender<Progress>,
+) {
     let mut next = queue.blocking_recv();
     while let Some(first) = next.take() {
         let done = match first {

@@ -21,7 +21,8 @@ pub(super) fn check(raft: &RawNode<Memory>, from: u64, message: &Message) -> Res
             message.commit
         )),
         M::MsgAppend => {
-            let follows = message.entries.iter().zip(message.index.saturating_add(1)..).all(|(e, i)| e.index == i);
+            let follows =
+                message.entries.iter().zip(message.index.saturating_add(1)..).all(|(e, i)| e.index == i);
             if !follows {
                 return bad("its entries are not dense".into());
             }
@@ -30,7 +31,9 @@ pub(super) fn check(raft: &RawNode<Memory>, from: u64, message: &Message) -> Res
             }
             Ok(())
         }
-        M::MsgAppendResponse if raft.state == StateRole::Leader && message.term == raft.term && message.index > last => {
+        M::MsgAppendResponse
+            if raft.state == StateRole::Leader && message.term == raft.term && message.index > last =>
+        {
             bad(format!("it has entry {}, and our log ends with {last}", message.index))
         }
         M::MsgAppendResponse

@@ -50,12 +50,23 @@ pub struct InstanceConfig {
 
 /// What comes to the member's task.
 pub(crate) enum Input {
-    Peer { from: u64, message: PeerMessage },
+    Peer {
+        from: u64,
+        message: PeerMessage,
+    },
     /// A member says where it listens.
-    HeardOf { member: u64, address: String },
-    Request { request: Request, reply: oneshot::Sender<Response> },
+    HeardOf {
+        member: u64,
+        address: String,
+    },
+    Request {
+        request: Request,
+        reply: oneshot::Sender<Response>,
+    },
     /// Hand the lead over; answered when somebody else has it, or nobody can.
-    HandOver { done: oneshot::Sender<()> },
+    HandOver {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// Asks a member in the same process.
@@ -109,16 +120,19 @@ impl Instance {
     /// Errors: `Corrupt` when state or log are damaged, `Unavailable` when another process uses them, `Invalid`.
     pub async fn start(config: InstanceConfig) -> Result<Self> {
         let store: Arc<dyn StateStore> = Arc::new(RocksState::open(&config.dir, config.rocks)?);
-        let head = upgrade::prepare(store.clone(), config.member, &config.origin, config.clock.random_u128())?;
+        let head =
+            upgrade::prepare(store.clone(), config.member, &config.origin, config.clock.random_u128())?;
         let machine = Machine::open(store.clone(), Limits::default())?;
-        let machine = machine.ok_or_else(|| Error::internal("the registry's state was made and is not there"))?;
+        let machine =
+            machine.ok_or_else(|| Error::internal("the registry's state was made and is not there"))?;
         let meta = machine.meta();
         let applied = Position { index: meta.index, term: meta.term };
         let folder = Arc::new(LocalDisk::open(config.dir.join("log"))?);
         let (mut log, mut recovered) =
             Log::open(folder, LogSettings::default(), head.group, head.member, applied).await?;
         if fits(applied, meta.installed, &recovered)? {
-            let reset = LogBatch { reset: Some(applied), hard: Some(recovered.hard.clone()), ..LogBatch::default() };
+            let reset =
+                LogBatch { reset: Some(applied), hard: Some(recovered.hard.clone()), ..LogBatch::default() };
             log.append(&[reset]).await?;
             recovered.floor = applied;
             recovered.entries.clear();
@@ -309,7 +323,9 @@ impl Driver {
                 }
             }
             Input::HeardOf { member, address } => {
-                if !address.is_empty() && (self.heard_of.len() < MAX_MEMBERS || self.heard_of.contains_key(&member)) {
+                if !address.is_empty()
+                    && (self.heard_of.len() < MAX_MEMBERS || self.heard_of.contains_key(&member))
+                {
                     self.heard_of.insert(member, address);
                 }
             }

@@ -39,9 +39,10 @@ impl LeaseClock {
         *known = deadline.max(*known);
     }
 
-    pub fn ended(&mut self, lease: LeaseId) {
-        self.deadlines.remove(&lease);
-        self.ending.remove(&lease);
+    /// Those that do not live any more need no clock.
+    pub fn keep(&mut self, lives: impl Fn(LeaseId) -> bool) {
+        self.deadlines.retain(|id, _| lives(*id));
+        self.ending.retain(|id| lives(*id));
     }
 
     pub fn is_ending(&self, lease: LeaseId) -> bool {
@@ -50,7 +51,8 @@ impl LeaseClock {
 
     /// Leases whose end is to be proposed.
     pub fn due(&self, now: u64) -> Vec<LeaseId> {
-        let due = self.deadlines.iter().filter(|(id, deadline)| **deadline <= now && !self.ending.contains(id));
+        let due =
+            self.deadlines.iter().filter(|(id, deadline)| **deadline <= now && !self.ending.contains(id));
         due.map(|(id, _)| *id).collect()
     }
 

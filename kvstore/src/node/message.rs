@@ -28,7 +28,11 @@ pub(crate) enum PeerMessage {
     Raft(Message),
     Part(Part),
     /// Parts of the snapshot below `next` are there.
-    PartAck { term: u64, id: u64, next: u32 },
+    PartAck {
+        term: u64,
+        id: u64,
+        next: u32,
+    },
 }
 
 fn encode_raft(message: &Message, w: &mut Writer) -> Result<()> {

@@ -209,7 +209,8 @@ impl Member {
             None if done.change => self.changing = Some(proposal.token),
             // Raft made nothing of it, since another one was under way.
             None => {
-                let error = Error::unavailable("another change of the members was under way: it was not done");
+                let error =
+                    Error::unavailable("another change of the members was under way: it was not done");
                 self.reply(proposal.token, Response::failed(&error));
             }
         }

@@ -45,14 +45,24 @@ pub enum Change {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Request {
     Command(Command),
-    Get { key: String },
+    Get {
+        key: String,
+    },
     Range(Range),
-    KeepAlive { lease: LeaseId },
+    KeepAlive {
+        lease: LeaseId,
+    },
     /// Changes from revision `from` on, waited for at most `wait_ms`.
-    Watch { prefix: String, from: u64, wait_ms: u64 },
+    Watch {
+        prefix: String,
+        from: u64,
+        wait_ms: u64,
+    },
     Status,
     Change(Vec<Change>),
-    Transfer { to: u64 },
+    Transfer {
+        to: u64,
+    },
 }
 
 /// How a member sees itself and its group.
@@ -78,16 +88,31 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Response {
     Answer(Answer),
-    Pair { pair: Option<KvPair>, revision: u64 },
+    Pair {
+        pair: Option<KvPair>,
+        revision: u64,
+    },
     Page(Page),
-    Alive { ttl_ms: u64 },
-    Events { events: Vec<Event>, next: u64 },
-    Compacted { oldest: u64 },
+    Alive {
+        ttl_ms: u64,
+    },
+    Events {
+        events: Vec<Event>,
+        next: u64,
+    },
+    Compacted {
+        oldest: u64,
+    },
     Status(Status),
     Done,
-    Failed { kind: ErrorKind, message: String },
+    Failed {
+        kind: ErrorKind,
+        message: String,
+    },
     /// Nothing was done here; ask the leader.
-    NotLeader { leader: Option<(u64, String)> },
+    NotLeader {
+        leader: Option<(u64, String)>,
+    },
     /// It may happen or not: the member stopped leading before it knew.
     Lost,
 }

@@ -159,7 +159,9 @@ impl Member {
     fn change_of(&self, changes: &[Change]) -> Result<ConfChangeV2> {
         let now = &self.machine.meta().configuration;
         if self.changing.is_some() || self.raft.raft.has_pending_conf() || !now.voters_outgoing.is_empty() {
-            return Err(Error::unavailable("another change of the members is under way: try again when it is done"));
+            return Err(Error::unavailable(
+                "another change of the members is under way: try again when it is done",
+            ));
         }
         let mut change = ConfChangeV2::default();
         let mut addresses = BTreeMap::new();
@@ -169,10 +171,14 @@ impl Member {
             match step {
                 Change::AddLearner { member, address } => {
                     if *member == 0 || now.contains(*member) || addresses.contains_key(member) {
-                        return Err(Error::conflict(format!("member {member} is there already, or can't be")));
+                        return Err(Error::conflict(format!(
+                            "member {member} is there already, or can't be"
+                        )));
                     }
                     if address.is_empty() || address.len() > crate::machine::layout::MAX_ADDRESS {
-                        return Err(Error::invalid(format!("member {member} needs an address that can be reached")));
+                        return Err(Error::invalid(format!(
+                            "member {member} needs an address that can be reached"
+                        )));
                     }
                     addresses.insert(*member, address.clone());
                     members += 1;
@@ -206,7 +212,9 @@ impl Member {
             change.changes.push(single);
         }
         if changes.is_empty() || voters.is_empty() || members > crate::machine::layout::MAX_MEMBERS {
-            return Err(Error::invalid("a change of the members changes something, and leaves 1 to 64 of them"));
+            return Err(Error::invalid(
+                "a change of the members changes something, and leaves 1 to 64 of them",
+            ));
         }
         change.set_transition(ConfChangeTransition::Auto);
         change.context = encode_addresses(&addresses);
@@ -275,7 +283,9 @@ impl Member {
 
     pub(super) fn reads_confirmed(&mut self, states: Vec<ReadState>) -> Result<()> {
         for state in states {
-            let Ok(round) = <[u8; 8]>::try_from(&state.request_ctx[..]).map(u64::from_le_bytes) else { continue };
+            let Ok(round) = <[u8; 8]>::try_from(&state.request_ctx[..]).map(u64::from_le_bytes) else {
+                continue;
+            };
             if let Some(reads) = self.reads.rounds.remove(&round) {
                 self.reads.confirmed.entry(state.index).or_default().extend(reads);
             }
@@ -390,7 +400,8 @@ impl Member {
         self.reads.rounds_begun = reads.rounds_begun;
         let rest = reads.rounds.into_values().chain(reads.confirmed.into_values()).flatten();
         let tokens: Vec<Token> = reads.collecting.into_iter().chain(rest).map(|(token, _)| token).collect();
-        for token in tokens.into_iter().chain(std::mem::take(&mut self.watches).into_iter().map(|w| w.token)) {
+        for token in tokens.into_iter().chain(std::mem::take(&mut self.watches).into_iter().map(|w| w.token))
+        {
             self.reply(token, response.clone());
         }
         let proposals = std::mem::take(&mut self.proposals).into_values().map(|p| p.token);

@@ -111,7 +111,10 @@ impl Host {
         // Who came to the wrong one learns it from the answer.
         greet(&mut stream, Hello::Welcome { group: self.group, member: self.member }).await?;
         if group != self.group {
-            return Err(Error::invalid(format!("somebody of group {group:032x} came to group {:032x}", self.group)));
+            return Err(Error::invalid(format!(
+                "somebody of group {group:032x} came to group {:032x}",
+                self.group
+            )));
         }
         match peer {
             Some((from, address)) => {

@@ -111,7 +111,8 @@ impl Member {
     /// Raft sends a snapshot to `to`: its parts go first.
     pub(super) fn begin_transfer(&mut self, to: u64, message: Message) {
         let index = message.get_snapshot().get_metadata().index;
-        let frozen = self.transfers.frozen.as_ref().filter(|(f, _)| f.meta().index == index).map(|(f, _)| f.clone());
+        let frozen =
+            self.transfers.frozen.as_ref().filter(|(f, _)| f.meta().index == index).map(|(f, _)| f.clone());
         let Some(frozen) = frozen else {
             self.raft.report_snapshot(to, SnapshotStatus::Failure);
             return;
@@ -139,7 +140,8 @@ impl Member {
 
     pub(super) fn part_ack(&mut self, from: u64, term: u64, id: u64, next: u32) -> Result<()> {
         let part_bytes = self.settings.part_bytes;
-        let Some(outgoing) = self.transfers.outgoing.get_mut(&from).filter(|o| (o.term, o.id) == (term, id)) else {
+        let Some(outgoing) = self.transfers.outgoing.get_mut(&from).filter(|o| (o.term, o.id) == (term, id))
+        else {
             return Ok(());
         };
         let cursor = if next == 0 && outgoing.sequence > 0 {
@@ -189,7 +191,10 @@ impl Member {
         if part.term < self.term() {
             return Ok(());
         }
-        let ack = |next| Effect::Send { to: from, message: PeerMessage::PartAck { term: part.term, id: part.id, next } };
+        let ack = |next| Effect::Send {
+            to: from,
+            message: PeerMessage::PartAck { term: part.term, id: part.id, next },
+        };
         if let Some((f, term, id, next)) = self.transfers.last
             && (f, term, id) == (from, part.term, part.id)
         {
@@ -226,7 +231,8 @@ impl Member {
     fn restore(&mut self, from: u64, message: Message, staging: Staging) -> Result<()> {
         let meta = message.get_snapshot().get_metadata();
         let at = Position { index: meta.index, term: meta.term };
-        let fine = message.get_msg_type() == MessageType::MsgSnapshot && (message.from, message.to) == (from, self.id());
+        let fine = message.get_msg_type() == MessageType::MsgSnapshot
+            && (message.from, message.to) == (from, self.id());
         let same = staging.meta().is_ok_and(|m| {
             (m.index, m.term) == (at.index, at.term)
                 && m.configuration == crate::machine::Configuration::from_raft(meta.get_conf_state())

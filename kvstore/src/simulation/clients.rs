@@ -137,7 +137,13 @@ impl Clients {
         client.sleep(world, id, patience);
     }
 
-    pub fn answer(&mut self, world: &mut World, id: u64, token: u64, response: Response) -> Result<(), String> {
+    pub fn answer(
+        &mut self,
+        world: &mut World,
+        id: u64,
+        token: u64,
+        response: Response,
+    ) -> Result<(), String> {
         let Some(client) = self.clients.get_mut(&id) else { return Ok(()) };
         let Some(pending) = client.pending.take_if(|p| p.token == token) else { return Ok(()) };
         let retry = match &response {
@@ -253,7 +259,10 @@ impl Client {
                 self.lease = None;
                 Request::Command(Command::Revoke { request: self.request_id(), lease })
             }
-            1..40 => self.txn(vec![Assert::LeaseLive(lease)], vec![self.put(format!("held/{}", lease.0), Some(lease))]),
+            1..40 => self.txn(
+                vec![Assert::LeaseLive(lease)],
+                vec![self.put(format!("held/{}", lease.0), Some(lease))],
+            ),
             40..44 => {
                 // It does something else for longer than its lease lives, and then asks again.
                 self.pause = ttl_ms * 3 * MS;
@@ -264,7 +273,12 @@ impl Client {
     }
 
     /// Leases that were granted.
-    fn heard(&mut self, world: &mut World, pending: &Pending, response: &Response) -> Result<Vec<LeaseId>, String> {
+    fn heard(
+        &mut self,
+        world: &mut World,
+        pending: &Pending,
+        response: &Response,
+    ) -> Result<Vec<LeaseId>, String> {
         let mut granted = Vec::new();
         match (&pending.request, response) {
             (Request::Command(command), Response::Answer(answer)) => {
@@ -323,12 +337,16 @@ impl Client {
             (Request::KeepAlive { lease }, Response::Alive { ttl_ms }) => {
                 world.judge.believes(*lease, believed(pending.invoked, *ttl_ms));
             }
-            (Request::KeepAlive { .. }, Response::Failed { kind: ErrorKind::Fenced, .. }) => self.lease = None,
+            (Request::KeepAlive { .. }, Response::Failed { kind: ErrorKind::Fenced, .. }) => {
+                self.lease = None
+            }
             (Request::Watch { .. }, Response::Events { events, next }) => {
                 world.tally.watched += events.len() as u64;
                 self.watch_from = *next;
             }
-            (Request::Watch { from, .. }, Response::Compacted { oldest }) if oldest > from => self.behind = true,
+            (Request::Watch { from, .. }, Response::Compacted { oldest }) if oldest > from => {
+                self.behind = true
+            }
             _ => return Err("that is no answer to it".into()),
         }
         Ok(granted)

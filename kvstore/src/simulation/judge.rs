@@ -106,7 +106,9 @@ impl Judge {
                 return Err(format!("nobody applied entry {expected}"));
             }
             expected += 1;
-            if !entered.entry.data.is_empty() && entered.entry.get_entry_type() == raft::eraftpb::EntryType::EntryNormal {
+            if !entered.entry.data.is_empty()
+                && entered.entry.get_entry_type() == raft::eraftpb::EntryType::EntryNormal
+            {
                 let command = Command::decode(entered.entry.data.clone()).map_err(|e| e.to_string())?;
                 model.execute(*index, entered.at, command);
             }
@@ -124,7 +126,9 @@ impl Judge {
         }
         let should: Vec<KvPair> = model.at("", model.revision);
         if should != contents {
-            return Err(format!("the state at the end is not that of the log: {contents:?} instead of {should:?}"));
+            return Err(format!(
+                "the state at the end is not that of the log: {contents:?} instead of {should:?}"
+            ));
         }
         Ok(())
     }
@@ -170,12 +174,15 @@ impl Judge {
                     let should: Vec<_> = model
                         .events
                         .iter()
-                        .filter(|(revision, key, _)| (*from..*next).contains(revision) && key.starts_with(prefix))
+                        .filter(|(revision, key, _)| {
+                            (*from..*next).contains(revision) && key.starts_with(prefix)
+                        })
                         .collect();
                     let same = should.len() == events.len()
-                        && should.iter().zip(events).all(|((r, k, v), e)| {
-                            *r == e.revision && *k == e.key && *v == e.value
-                        });
+                        && should
+                            .iter()
+                            .zip(events)
+                            .all(|((r, k, v), e)| *r == e.revision && *k == e.key && *v == e.value);
                     if !same {
                         return wrong(format!("instead of {should:?}"));
                     }
@@ -192,9 +199,9 @@ impl Judge {
         let mut moments: Vec<(u64, bool, u64, bool, u64)> = Vec::new();
         for (token, asked) in &self.asked {
             let executed = match &asked.request {
-                Request::Command(command) => command.request().and_then(|r| {
-                    model.sessions.get(&r.session).and_then(|s| s.answers.get(&r.sequence))
-                }),
+                Request::Command(command) => command
+                    .request()
+                    .and_then(|r| model.sessions.get(&r.session).and_then(|s| s.answers.get(&r.sequence))),
                 _ => None,
             };
             let judged = match (&executed, asked.answered.as_ref().map(|(_, r)| r)) {
@@ -233,10 +240,9 @@ impl Judge {
 /// Answers agree, whatever the words.
 fn same(a: &Answer, b: &Answer) -> bool {
     match (a, b) {
-        (
-            Answer::Refused { revision: r1, kind: k1, .. },
-            Answer::Refused { revision: r2, kind: k2, .. },
-        ) => (r1, k1) == (r2, k2),
+        (Answer::Refused { revision: r1, kind: k1, .. }, Answer::Refused { revision: r2, kind: k2, .. }) => {
+            (r1, k1) == (r2, k2)
+        }
         _ => a == b,
     }
 }
@@ -339,7 +345,8 @@ impl Model {
             Assert::LeaseLive(lease) => self.live.contains(lease),
             Assert::LeaseExpired(lease) => !self.live.contains(lease),
         });
-        let bound = ops.iter().all(|op| !matches!(op, Op::Put { lease: Some(l), .. } if !self.live.contains(l)));
+        let bound =
+            ops.iter().all(|op| !matches!(op, Op::Put { lease: Some(l), .. } if !self.live.contains(l)));
         if !holds || !bound {
             return self.refused(ErrorKind::Conflict);
         }

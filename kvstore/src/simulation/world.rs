@@ -108,7 +108,10 @@ impl Tally {
             assert!(count > 0, "{name}: no {what} in any world");
         }
         if name != "one member" {
-            assert!(self.snapshots > 0 && self.torn > 0 && self.partitions > 0 && self.freezes > 0, "{name}: {self:?}");
+            assert!(
+                self.snapshots > 0 && self.torn > 0 && self.partitions > 0 && self.freezes > 0,
+                "{name}: {self:?}"
+            );
         }
         if name == "changing members" {
             assert!(self.changes > 20, "{name}: {self:?}");
@@ -229,7 +232,16 @@ impl World {
             None => Machine::create(table.clone(), GROUP, id).expect("a simulated table"),
         }
         let rate = self.random.u64(960..=1040);
-        let node = Node { disk: SimDisk::new(), table, life: None, lives: 0, frozen_until: 0, rate, gone: false, installed: 0 };
+        let node = Node {
+            disk: SimDisk::new(),
+            table,
+            life: None,
+            lives: 0,
+            frozen_until: 0,
+            rate,
+            gone: false,
+            installed: 0,
+        };
         self.nodes.insert(id, node);
         self.at(self.now, Event::Restart { node: id });
     }
@@ -267,7 +279,10 @@ impl World {
             }
             if self.now > faults_end + 60 * SECOND {
                 let states = self.told_states();
-                return Err(format!("nothing is wrong any more, and it does not come to rest: {}\n{states}", clients.told()));
+                return Err(format!(
+                    "nothing is wrong any more, and it does not come to rest: {}\n{states}",
+                    clients.told()
+                ));
             }
             self.step(clients)?;
         }
@@ -289,7 +304,9 @@ impl World {
             }
             return Ok(());
         }
-        let Some(((at, _), event)) = self.events.pop_first() else { return Err("nothing happens any more".into()) };
+        let Some(((at, _), event)) = self.events.pop_first() else {
+            return Err("nothing happens any more".into());
+        };
         self.now = self.now.max(at);
         match event {
             Event::Tick { node, life } => self.tick(node, life),
@@ -409,7 +426,11 @@ impl World {
             start = true;
         }
         if start {
-            let takes = if self.random.u8(..30) == 0 { self.random.u64(..200 * MS) } else { self.random.u64(50..2 * MS) };
+            let takes = if self.random.u8(..30) == 0 {
+                self.random.u64(..200 * MS)
+            } else {
+                self.random.u64(50..2 * MS)
+            };
             self.at(self.now + takes, Event::DiskDone { node: id, life: life_number });
         }
         if removed {
@@ -465,7 +486,9 @@ impl World {
     }
 
     fn restart(&mut self, id: u64) -> Result<(), String> {
-        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.life.is_none() && !n.gone) else { return Ok(()) };
+        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.life.is_none() && !n.gone) else {
+            return Ok(());
+        };
         node.lives += 1;
         node.table = Arc::new(node.table.successor());
         let life = node.lives;
@@ -519,7 +542,8 @@ impl World {
         let next = self.now + self.random.u64(least * MS..most * MS);
         self.at(next, Event::Fault);
         let ids = self.node_ids();
-        let leader = ids.iter().copied().find(|id| self.nodes[id].life.as_ref().is_some_and(|l| l.member.leads()));
+        let leader =
+            ids.iter().copied().find(|id| self.nodes[id].life.as_ref().is_some_and(|l| l.member.leads()));
         let any = ids[self.random.usize(..ids.len())];
         let victim = if self.random.bool() { leader.unwrap_or(any) } else { any };
         match self.random.u8(..20) {
@@ -649,7 +673,8 @@ impl World {
 
     /// The members of the newest configuration.
     fn current(&self) -> Vec<u64> {
-        let newest = self.nodes.values().filter_map(|n| n.life.as_ref()).max_by_key(|l| l.member.machine().index());
+        let newest =
+            self.nodes.values().filter_map(|n| n.life.as_ref()).max_by_key(|l| l.member.machine().index());
         let Some(newest) = newest else { return Vec::new() };
         let configuration = &newest.member.machine().meta().configuration;
         configuration.voters.iter().chain(&configuration.learners).copied().collect()
@@ -675,7 +700,8 @@ impl World {
     }
 
     fn contents(&self) -> Result<Vec<common::kv::KvPair>, String> {
-        let newest = self.nodes.values().filter_map(|n| n.life.as_ref()).max_by_key(|l| l.member.machine().index());
+        let newest =
+            self.nodes.values().filter_map(|n| n.life.as_ref()).max_by_key(|l| l.member.machine().index());
         let newest = newest.ok_or("nobody is left")?;
         let all = newest.member.machine().range(&crate::machine::Range::prefix(""));
         Ok(all.map_err(|e| e.to_string())?.pairs)
@@ -706,7 +732,8 @@ fn open(node: &Node, id: u64, seed: u64) -> common::Result<Life> {
     let settings = LogSettings { segment_bytes: 64 << 10 };
     let (mut log, mut recovered) = block_on(Log::open(disk, settings, GROUP, id, applied))?;
     if fits(applied, meta.installed, &recovered)? {
-        let reset = LogBatch { reset: Some(applied), hard: Some(recovered.hard.clone()), ..LogBatch::default() };
+        let reset =
+            LogBatch { reset: Some(applied), hard: Some(recovered.hard.clone()), ..LogBatch::default() };
         block_on(log.append(&[reset]))?;
         recovered.floor = applied;
         recovered.entries.clear();

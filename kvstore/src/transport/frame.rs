@@ -48,7 +48,9 @@ impl Hello {
         if version != VERSION {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("a connection to the registry speaks version {version}, and this storagerouter {VERSION}"),
+                format!(
+                    "a connection to the registry speaks version {version}, and this storagerouter {VERSION}"
+                ),
             ));
         }
         let hello = match r.u8()? {

@@ -51,7 +51,10 @@ impl TcpTransport {
         clock: Arc<dyn Clock>,
         lost: mpsc::Sender<u64>,
     ) -> Self {
-        Self { common: Arc::new(Common { group, member, tls, clock, lost, address: Mutex::default() }), links: Mutex::default() }
+        Self {
+            common: Arc::new(Common { group, member, tls, clock, lost, address: Mutex::default() }),
+            links: Mutex::default(),
+        }
     }
 }
 
@@ -88,7 +91,9 @@ async fn carry(common: Arc<Common>, to: u64, address: String, mut messages: mpsc
     while let Some(first) = messages.recv().await {
         match converse(&common, to, &address, first, &mut messages, &mut pause).await {
             Ok(()) => return,
-            Err(error) => tracing::debug!(member = to, address, %error, "a member of the registry is not reached"),
+            Err(error) => {
+                tracing::debug!(member = to, address, %error, "a member of the registry is not reached")
+            }
         }
         let _ = common.lost.try_send(to);
         common.clock.sleep(pause).await;
@@ -110,10 +115,13 @@ async fn converse(
     let open = async {
         let mut stream = connect(address, common.tls.as_ref()).await?;
         let own = common.address.lock().clone();
-        greet(&mut stream, Hello::Peer { group: common.group, from: common.member, to, address: own }).await?;
+        greet(&mut stream, Hello::Peer { group: common.group, from: common.member, to, address: own })
+            .await?;
         match greeted(&mut stream).await? {
             Hello::Welcome { group, member } if (group, member) == (common.group, to) => Ok(stream),
-            other => Err(Error::invalid(format!("at {address} answers {other:?}, not member {to} of our group"))),
+            other => {
+                Err(Error::invalid(format!("at {address} answers {other:?}, not member {to} of our group")))
+            }
         }
     };
     let stream = within(&*common.clock, open).await.ok_or_else(late)??;

@@ -138,6 +138,9 @@ fn a_folder_of_another_member_is_refused() {
     let origin = Origin::Found { address: "here:1".into(), local: None };
     prepare(table.clone(), 1, &origin, 7).unwrap();
     assert_eq!(prepare(table.clone(), 2, &origin, 8).unwrap_err().kind, ErrorKind::Invalid);
-    assert_eq!(prepare(table.clone(), 1, &Origin::Join { group: 9 }, 8).unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(
+        prepare(table.clone(), 1, &Origin::Join { group: 9 }, 8).unwrap_err().kind,
+        ErrorKind::Invalid
+    );
     assert_eq!(prepare(table, 1, &origin, 8).unwrap().group, 7);
 }
