@@ -217,11 +217,6 @@ impl Machine {
         self.leases.get(&lease).map(|l| l.ttl_ms)
     }
 
-    /// The table, for whoever makes it durable.
-    pub fn store(&self) -> &Arc<dyn StateStore> {
-        &self.store
-    }
-
     /// Everything in the state, in order, told as one number. For tests: equal states have equal ones.
     #[cfg(test)]
     pub fn digest(&self) -> Result<u32> {

@@ -73,16 +73,10 @@ impl Item {
             |r: &mut Reader| -> Result<Position> { Ok(Position { index: r.u64()?, term: r.u64()? }) };
         Ok(match r.u8()? {
             0 => {
-                let mut state = HardState::default();
-                state.term = r.u64()?;
-                state.vote = r.u64()?;
-                state.commit = r.u64()?;
-                Item::Hard(state)
+                Item::Hard(decode_hard(r)?)
             }
             1 => {
-                let mut entry = Entry::default();
-                entry.index = r.u64()?;
-                entry.term = r.u64()?;
+                let mut entry = Entry { index: r.u64()?, term: r.u64()?, ..Entry::default() };
                 entry.set_entry_type(match r.u8()? {
                     0 => EntryType::EntryNormal,
                     1 => EntryType::EntryConfChange,
@@ -98,6 +92,10 @@ impl Item {
             _ => return Err(r.bad("an item of an unknown kind")),
         })
     }
+}
+
+fn decode_hard(r: &mut Reader) -> Result<HardState> {
+    Ok(HardState { term: r.u64()?, vote: r.u64()?, commit: r.u64()?, ..HardState::default() })
 }
 
 fn kind(entry: &Entry) -> u8 {
@@ -179,10 +177,7 @@ impl SegmentHeader {
         let (group, member, number, size) = (r.u128()?, r.u64()?, r.u64()?, r.u64()?);
         let (first_record, prev_crc) = (r.u64()?, r.u32()?);
         let cut = Cut { segment: r.u64()?, offset: r.u64()? };
-        let mut hard = HardState::default();
-        hard.term = r.u64()?;
-        hard.vote = r.u64()?;
-        hard.commit = r.u64()?;
+        let hard = decode_hard(&mut r)?;
         let (floor, last) = (position(&mut r)?, position(&mut r)?);
         Ok(Self { group, member, number, size, first_record, prev_crc, cut, hard, floor, last })
     }

@@ -18,20 +18,14 @@ fn open(disk: &SimDisk) -> (Log, Recovered) {
 }
 
 fn entry(index: u64, term: u64, len: usize) -> Entry {
-    let mut entry = Entry::default();
-    entry.index = index;
-    entry.term = term;
+    let mut entry = Entry { index, term, ..Entry::default() };
     entry.set_entry_type(EntryType::EntryNormal);
     entry.data = vec![(index % 251) as u8 + 1; len].into();
     entry
 }
 
 fn hard(term: u64, vote: u64, commit: u64) -> HardState {
-    let mut hard = HardState::default();
-    hard.term = term;
-    hard.vote = vote;
-    hard.commit = commit;
-    hard
+    HardState { term, vote, commit, ..HardState::default() }
 }
 
 fn batch(entries: Vec<Entry>, hard: Option<HardState>) -> LogBatch {

@@ -128,13 +128,14 @@ impl Configuration {
     }
 
     pub(crate) fn to_raft(&self) -> raft::eraftpb::ConfState {
-        let mut state = raft::eraftpb::ConfState::default();
-        state.voters = self.voters.clone();
-        state.learners = self.learners.clone();
-        state.voters_outgoing = self.voters_outgoing.clone();
-        state.learners_next = self.learners_next.clone();
-        state.auto_leave = self.auto_leave;
-        state
+        raft::eraftpb::ConfState {
+            voters: self.voters.clone(),
+            learners: self.learners.clone(),
+            voters_outgoing: self.voters_outgoing.clone(),
+            learners_next: self.learners_next.clone(),
+            auto_leave: self.auto_leave,
+            ..Default::default()
+        }
     }
 
     /// Whether `member` has any part in it.

@@ -4,7 +4,6 @@ use super::Machine;
 use super::layout::{Event, decode_events, decode_pair, tagged};
 use crate::table::prefix_end;
 use crate::wire::Reader;
-use bytes::Bytes;
 use common::kv::KvPair;
 use common::{Error, Result};
 
@@ -135,7 +134,7 @@ impl Machine {
 
     /// Bytes of a value, for tests.
     #[cfg(test)]
-    pub fn value(&self, key: &str) -> Option<Bytes> {
+    pub fn value(&self, key: &str) -> Option<bytes::Bytes> {
         self.get(key).ok().flatten().map(|pair| pair.value)
     }
 }

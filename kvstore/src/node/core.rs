@@ -142,7 +142,8 @@ impl Member {
         self.now += 1;
         // A lone voter leads as soon as it stands, and raft takes it that all of its log is durable then.
         let alone = self.machine.meta().configuration.voters == [self.id()] && !self.leads;
-        if !(alone && self.waiting.iter().any(|round| round.on_disk)) && !self.is_installing() {
+        let not_yet = alone && self.waiting.iter().any(|round| round.on_disk);
+        if !not_yet && !self.is_installing() {
             self.raft.tick();
         }
         self.draw_timeout();

@@ -202,7 +202,7 @@ impl Member {
             return Ok(());
         }
         let known = self.transfers.incoming.as_ref();
-        if !known.is_some_and(|i| (i.from, i.term, i.id) == (from, part.term, part.id)) {
+        if known.is_none_or(|i| (i.from, i.term, i.id) != (from, part.term, part.id)) {
             if part.sequence != 0 {
                 self.effects.push(ack(0));
                 return Ok(());

@@ -100,12 +100,11 @@ impl Judge {
     /// The end: does it all fit together?
     pub fn verdict(&self, contents: &[KvPair], tally: &mut Tally) -> Result<(), String> {
         let mut model = Model::default();
-        let mut expected = 2;
-        for (index, entered) in &self.log {
+        // The state that all begin with is that of entry 1.
+        for (expected, (index, entered)) in (2..).zip(&self.log) {
             if *index != expected {
                 return Err(format!("nobody applied entry {expected}"));
             }
-            expected += 1;
             if !entered.entry.data.is_empty()
                 && entered.entry.get_entry_type() == raft::eraftpb::EntryType::EntryNormal
             {
@@ -143,10 +142,10 @@ impl Judge {
                 ))
             };
             match (&asked.request, response) {
-                (Request::Command(Command::OpenSession), Response::Answer(Answer::Session(id))) => {
-                    if !model.sessions.contains_key(id) {
-                        return wrong("and there is no such session".into());
-                    }
+                (Request::Command(Command::OpenSession), Response::Answer(Answer::Session(id)))
+                    if !model.sessions.contains_key(id) =>
+                {
+                    return wrong("and there is no such session".into());
                 }
                 (Request::Command(command), Response::Answer(answer)) => {
                     let Some(request) = command.request() else { continue };
