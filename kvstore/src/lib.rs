@@ -6,7 +6,12 @@
 //! | [`table`] | [`RocksTable`], the local table behind `common::Table`: fast, loses a suffix in a power cut |
 //! | [`machine`] | the state machine of the replicated registry: the same log gives the same state |
 //! | `log` | its log on the disk: entries and hard state, one fsync for all that wait |
+//! | [`node`] | a member: raft, log and state held together; [`Instance`] is one in the real world |
+//! | [`transport`] | frames over TCP and TLS between members, and from clients |
+//! | [`client`] | [`Client`] finds the leader and retries exactly once, behind `common::Kv` |
+//! | [`upgrade`] | how a registry of one node becomes the first member of a group |
 //! | `error`, `wire` | RocksDB's errors, told as ours; bounded encoding |
+//! | `simulation` | worlds from a seed, and the judge of what clients saw; in tests alone |
 //!
 //! [`LocalKv`] and the replicated registry lose nothing that returned, also in a power cut;
 //! [`RocksTable`] may lose a suffix since the last checkpoint. What holds the replicated registry
@@ -28,5 +33,8 @@ pub mod transport;
 pub mod upgrade;
 mod wire;
 
+pub use client::{Client, ClientConfig};
 pub use local::LocalKv;
+pub use node::{Instance, InstanceConfig};
 pub use table::{RocksSettings, RocksTable};
+pub use upgrade::Origin;

@@ -20,7 +20,7 @@ pub(crate) use record::{MAX_ENTRY_BYTES, Position};
 
 use crate::wire::Writer;
 use bytes::Bytes;
-use common::{Disk, DiskFile, Error, ErrorKind, Result};
+use common::{Disk, DiskFile, Error, ErrorKind, Result, mutant};
 use raft::eraftpb::{Entry, HardState};
 use record::{Cut, Item, MAX_BODY, RecordHeader, SECTOR, SegmentHeader};
 use std::sync::Arc;
@@ -184,6 +184,9 @@ impl Log {
 
     async fn put(&self, offset: u64, bytes: Bytes) -> Result<()> {
         self.file.write_at(offset, &[bytes]).await?;
+        if mutant::is_on("log-not-synced") {
+            return Ok(());
+        }
         self.file.sync().await
     }
 

@@ -28,6 +28,8 @@ pub(crate) mod request;
 mod serve;
 pub(crate) mod server;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use instance::{Handle, Instance, InstanceConfig};

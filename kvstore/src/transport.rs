@@ -54,6 +54,7 @@ pub(crate) async fn connect(
         TcpStream::connect(address).await.map_err(|e| Error::unavailable(format!("{}: {e}", what())))?;
     // Small messages that somebody waits for.
     stream.set_nodelay(true).map_err(|e| Error::io(what(), &e))?;
+    give_up_soon(&stream);
     let Some(config) = tls else { return Ok(Box::new(stream)) };
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
@@ -62,10 +63,19 @@ pub(crate) async fn connect(
     Ok(Box::new(stream.map_err(|e| Error::unavailable(format!("{}: TLS: {e}", what())))?))
 }
 
+/// A link that was cut and heals is used again soon: without this the kernel waits twice as long after each attempt.
+fn give_up_soon(stream: &TcpStream) {
+    const UNACKNOWLEDGED_MS: u32 = 3000;
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS) {
+        tracing::debug!(%error, "a connection of the registry has the kernel's own patience");
+    }
+}
+
 /// Shakes hands with whoever connected.
 pub(crate) async fn accept(stream: TcpStream, tls: Option<&Tls>) -> Result<Box<dyn Stream>> {
     let fail = |e| Error::io("a connection to the registry", &e);
     stream.set_nodelay(true).map_err(fail)?;
+    give_up_soon(&stream);
     let Some(tls) = tls else { return Ok(Box::new(stream)) };
     let stream = TlsAcceptor::from(tls.server.clone()).accept(stream).await;
     Ok(Box::new(stream.map_err(|e| Error::unavailable(format!("a connection to the registry: TLS: {e}")))?))

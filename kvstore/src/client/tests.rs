@@ -355,6 +355,28 @@ async fn a_registry_of_one_node_becomes_a_group() {
     assert_eq!(after, before);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_session_was_forgotten_gets_another_one() {
+    let group = Group::of(1, None).await;
+    let client = group.client();
+    client.txn(vec![], vec![put("a", "1")]).await.unwrap();
+    let flood = group.client();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let flood = flood.clone();
+        tasks.spawn(async move {
+            for _ in 0..=crate::machine::MAX_SESSIONS / 64 {
+                flood.ask(Request::Command(Command::OpenSession)).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    client.txn(vec![KvAssert::Absent("b".into())], vec![put("b", "1")]).await.unwrap();
+    assert_eq!(client.scan("").await.unwrap().len(), 2);
+}
+
 async fn rate(kv: Arc<dyn Kv>, tasks: u64, each: u64) -> (f64, Duration) {
     let begun = Instant::now();
     let mut set = tokio::task::JoinSet::new();

@@ -72,9 +72,7 @@ impl Item {
         let position =
             |r: &mut Reader| -> Result<Position> { Ok(Position { index: r.u64()?, term: r.u64()? }) };
         Ok(match r.u8()? {
-            0 => {
-                Item::Hard(decode_hard(r)?)
-            }
+            0 => Item::Hard(decode_hard(r)?),
             1 => {
                 let mut entry = Entry { index: r.u64()?, term: r.u64()?, ..Entry::default() };
                 entry.set_entry_type(match r.u8()? {

@@ -79,7 +79,7 @@ fn work(
                         Err(_) => break,
                     }
                 }
-                append(&mut log, &batches).map(|()| number)
+                append(&mut log, &batches, &queue).map(|()| number)
             }
             Job::Compact { floor } => {
                 // What the log gives up must be in the state for good.
@@ -110,10 +110,10 @@ fn size(batch: &LogBatch) -> usize {
 }
 
 /// A full disk is waited for: nothing was written, and nothing was promised.
-fn append(log: &mut Log, batches: &[LogBatch]) -> Result<()> {
+fn append(log: &mut Log, batches: &[LogBatch], queue: &mpsc::Receiver<Job>) -> Result<()> {
     loop {
         match block_on(log.append(batches)) {
-            Err(error) if error.kind == ErrorKind::NoSpace => {
+            Err(error) if error.kind == ErrorKind::NoSpace && !queue.is_closed() => {
                 tracing::warn!(%error, "the registry waits for room on its disk");
                 pause();
             }

@@ -5,6 +5,9 @@ use common::{Error, Result};
 use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 
+/// Terms go up by one; near the end of the numbers they could not.
+const MAX_TERM: u64 = 1 << 62;
+
 /// Whether `message`, which came from member `from`, may be given to `raft`.
 pub(super) fn check(raft: &RawNode<Memory>, from: u64, message: &Message) -> Result<()> {
     use MessageType as M;
@@ -12,6 +15,9 @@ pub(super) fn check(raft: &RawNode<Memory>, from: u64, message: &Message) -> Res
     let raft = &raft.raft;
     if message.from != from || message.to != raft.id {
         return bad(format!("it says that it is from member {} to {}", message.from, message.to));
+    }
+    if message.term > MAX_TERM {
+        return bad(format!("nobody reaches term {} by counting", message.term));
     }
     let last = raft.raft_log.last_index();
     match message.get_msg_type() {

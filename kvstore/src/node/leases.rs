@@ -4,6 +4,7 @@
 //! received here. Time is counted in ticks, which never run faster than the clock: late is safe.
 
 use crate::machine::LeaseId;
+use common::mutant;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Default)]
@@ -23,12 +24,18 @@ impl LeaseClock {
     /// A new leader restarts all of them: it does not know when they were renewed.
     pub fn restart(&mut self, leases: impl Iterator<Item = (LeaseId, u64)>, now: u64, tick_ms: u64) {
         self.ending.clear();
+        let old = std::mem::take(&mut self.deadlines);
         self.deadlines = leases.map(|(id, ttl_ms)| (id, now + ticks(ttl_ms, tick_ms))).collect();
+        if mutant::is_on("lease-clock-not-restarted") {
+            self.deadlines.extend(old);
+        }
     }
 
     /// Nobody leads here.
     pub fn stop(&mut self) {
-        self.deadlines.clear();
+        if !mutant::is_on("lease-clock-not-restarted") {
+            self.deadlines.clear();
+        }
         self.ending.clear();
     }
 

@@ -2,9 +2,11 @@
 
 /// The bugs, and the worlds that find each.
 #[cfg(feature = "mutants")]
-const ALL: [(&str, &str); 6] = [
+const ALL: [(&str, &str); 8] = [
     ("vote-not-durable", "elections_under_fire_have_one_winner_each"),
     ("ack-before-quorum", "three_members_lose_nothing_and_answer_in_order"),
+    ("log-not-synced", "three_members_lose_nothing_and_answer_in_order"),
+    ("lease-clock-not-restarted", "three_members_lose_nothing_and_answer_in_order"),
     ("stale-read", "three_members_lose_nothing_and_answer_in_order"),
     ("dedup-forgotten-in-snapshot", "three_members_lose_nothing_and_answer_in_order"),
     ("conflicting-suffix-kept", "three_members_lose_nothing_and_answer_in_order"),

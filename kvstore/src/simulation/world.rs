@@ -510,8 +510,8 @@ impl World {
         let Some(mut life) = node.life.take() else { return };
         node.lives += 1;
         node.frozen_until = 0;
-        if life.busy && self.random.bool() {
-            // In the middle of what the disk was doing.
+        if !life.jobs.is_empty() && self.random.u8(..4) != 0 {
+            // In the middle of what the disk was doing: before the write, before its sync, or behind both.
             node.disk.die_at_effect(Some(node.disk.effects() + self.random.u64(1..4)));
             let _ = Self::work(&mut life, &node.table);
         }
