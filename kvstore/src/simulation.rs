@@ -3,6 +3,7 @@
 //!
 //! | room | what |
 //! |---|---|
+//! | `plan` | what kind of world, and what happened in it |
 //! | `world` | members, disks, network, faults, in virtual time |
 //! | `clients` | who reads, writes, holds leases and watches |
 //! | `judge` | whether all answers agree with one sequential execution of the log, in real-time order |
@@ -12,9 +13,11 @@
 mod clients;
 mod judge;
 mod mutants;
+mod plan;
 mod world;
 
-use world::{Plan, World};
+use plan::{Plan, Tally};
+use world::World;
 
 fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let number = |text: &str| text.parse::<u64>().expect("KVSTORE_SEEDS is FROM..TO");
@@ -31,7 +34,7 @@ fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
 }
 
 fn run(name: &str, usual: std::ops::Range<u64>, plan: impl Fn(u64) -> Plan) {
-    let mut sum = world::Tally::default();
+    let mut sum = Tally::default();
     let seeds = seeds(usual);
     let count = seeds.end - seeds.start;
     for seed in seeds {

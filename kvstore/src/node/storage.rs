@@ -160,10 +160,12 @@ impl Storage for Memory {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let usable = |s: &&Snapshot| {
-            let index = s.get_metadata().index;
-            index >= request_index && index >= self.floor.index
+            let meta = s.get_metadata();
+            // Who was added later refuses a state that does not know him.
+            let known = crate::machine::Configuration::from_raft(meta.get_conf_state()).contains(to);
+            meta.index >= request_index && meta.index >= self.floor.index && known
         };
         match self.snapshot.as_ref().filter(usable) {
             Some(snapshot) => Ok(snapshot.clone()),

@@ -5,7 +5,7 @@
 //! respect real time: what was answered before something else was asked comes before it. So the log is the witness of a
 //! linearization, and what it says is believed only as far as the clients saw the same.
 
-use super::world::Tally;
+use super::plan::Tally;
 use crate::machine::{Answer, Assert, Command, LeaseId, Op, Page};
 use crate::node::request::{Request, Response};
 use bytes::Bytes;
