@@ -33,11 +33,13 @@ const HEADER_BLOCK: u64 = 4096;
 pub(crate) struct LogSettings {
     /// Bytes of a segment; a record that is larger gets a segment of its own size.
     pub segment_bytes: u64,
+    /// A record takes no further item behind this many bytes.
+    pub record_bytes: usize,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { segment_bytes: 8 << 20 }
+        Self { segment_bytes: 8 << 20, record_bytes: 16 << 20 }
     }
 }
 
@@ -106,7 +108,7 @@ impl Log {
         recover::open(disk, settings, group, member, base).await
     }
 
-    /// Adds `batches`, in order, as one record; durable when it returns. After an error other than `NoSpace` nothing can be added.
+    /// Adds `batches`, in order, as one record unless they are large; durable when it returns. After an error other than `NoSpace` nothing can be added.
     pub async fn append(&mut self, batches: &[LogBatch]) -> Result<()> {
         let mut items = Vec::new();
         let mut hard = None;
@@ -115,8 +117,20 @@ impl Log {
             items.extend(batch.entries.iter().cloned().map(Item::Entry));
             hard = batch.hard.clone().or(hard);
         }
+        // Last: a part of what is written here is a log without the newest hard state, on which nothing was promised.
         items.extend(hard.map(Item::Hard));
-        self.write(items).await
+        let (mut record, mut bytes) = (Vec::new(), 0);
+        for item in items {
+            if let Item::Entry(entry) = &item {
+                bytes += entry.data.len() + entry.context.len() + 32;
+            }
+            record.push(item);
+            if bytes >= self.settings.record_bytes {
+                self.write(std::mem::take(&mut record)).await?;
+                bytes = 0;
+            }
+        }
+        if record.is_empty() { Ok(()) } else { self.write(record).await }
     }
 
     /// Gives up the entries up to `floor`, and the segments that have no others.

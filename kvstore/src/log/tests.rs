@@ -6,7 +6,7 @@ use raft::eraftpb::EntryType;
 const GROUP: u128 = 77;
 
 fn settings() -> LogSettings {
-    LogSettings { segment_bytes: 16 << 10 }
+    LogSettings { segment_bytes: 16 << 10, ..LogSettings::default() }
 }
 
 fn try_open(disk: &SimDisk) -> Result<(Log, Recovered)> {
@@ -99,6 +99,20 @@ fn what_was_appended_is_there_and_a_conflicting_suffix_is_gone() {
     assert_eq!(terms(&found), [(2, 1), (3, 2)]);
     assert_eq!(found.hard, hard(2, 0, 3));
     assert_eq!(found.entries[0].data.len(), 10);
+}
+
+#[test]
+fn what_is_too_much_for_one_record_takes_several() {
+    let disk = SimDisk::new();
+    let small = LogSettings { record_bytes: 4 << 10, ..settings() };
+    let begun = Log::open(Arc::new(disk.process()), small, GROUP, 1, Position { index: 1, term: 1 });
+    let (mut log, _) = block_on(begun).unwrap();
+    let entries = (2..40).map(|i| entry(i, 1, 1500)).collect();
+    block_on(log.append(&[batch(entries, Some(hard(1, 1, 30)))])).unwrap();
+    assert!(log.next_record > 10, "{} records", log.next_record);
+    disk.crash(|| false);
+    let (_, found) = open(&disk);
+    assert_eq!((found.entries.len(), found.hard), (38, hard(1, 1, 30)));
 }
 
 #[test]

@@ -71,7 +71,8 @@ impl Member {
         let applied = machine.index();
         let mut recovered = recovered;
         // What was applied is committed, whether or not the hard state says so yet.
-        recovered.hard.commit = recovered.hard.commit.max(applied).max(recovered.floor.index);
+        let last = recovered.floor.index + recovered.entries.len() as u64;
+        recovered.hard.commit = recovered.hard.commit.min(last).max(applied).max(recovered.floor.index);
         let config = Config {
             id: machine.head().member,
             election_tick: settings.election_ticks,

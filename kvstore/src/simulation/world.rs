@@ -472,7 +472,7 @@ fn open(node: &Node, id: u64, seed: u64) -> common::Result<Life> {
     let meta = machine.meta();
     let applied = Position { index: meta.index, term: meta.term };
     let disk = Arc::new(node.disk.process());
-    let settings = LogSettings { segment_bytes: 64 << 10 };
+    let settings = LogSettings { segment_bytes: 64 << 10, record_bytes: 1 << 10 };
     let (mut log, mut recovered) = block_on(Log::open(disk, settings, GROUP, id, applied))?;
     if fits(applied, meta.installed, &recovered)? {
         let reset =
