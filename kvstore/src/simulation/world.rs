@@ -313,12 +313,14 @@ impl World {
             self.judge.state(id, machine.index(), machine.digest().map_err(|e| e.to_string())?)?;
         }
         let removed = life.member.is_removed();
-        let mut start = false;
+        let (mut start, mut voted) = (false, false);
         for effect in effects {
             match effect {
                 Effect::Persist { number, batch } => life.jobs.push_back(Job::Persist { number, batch }),
                 Effect::Compact { floor } => life.jobs.push_back(Job::Compact { floor }),
                 Effect::Send { to, message } => {
+                    voted |= matches!(&message, PeerMessage::Raft(m)
+                        if m.get_msg_type() == raft::eraftpb::MessageType::MsgRequestVoteResponse && !m.reject);
                     let bytes = message.encode().map_err(|e| e.to_string())?;
                     self.net.send(self.now, id, to, Packet::Peer(bytes));
                 }
@@ -350,6 +352,10 @@ impl World {
                 node.lives += 1;
                 node.gone = true;
             }
+        } else if self.plan.elections && voted && !self.quiet && self.random.u8(..6) == 0 {
+            // Who has just voted must not forget it.
+            let power = self.random.bool();
+            self.kill(id, power);
         }
         Ok(())
     }
