@@ -5,6 +5,7 @@ use crate::machine::StateStore;
 use common::{Error, ErrorKind, Result, blocking};
 use futures::executor::block_on;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, watch};
 
 /// Jobs that wait for the disk; then the member waits.
@@ -14,8 +15,15 @@ const GROUP_BYTES: usize = 16 << 20;
 
 /// Work for the disk, in order.
 pub(super) enum Job {
-    Persist { number: u64, batch: LogBatch },
-    Compact { floor: Position },
+    Persist {
+        number: u64,
+        batch: LogBatch,
+    },
+    Compact {
+        floor: Position,
+    },
+    /// Wakes the thread, to see that it is to end.
+    Stop,
 }
 
 /// How far the disk is.
@@ -25,9 +33,12 @@ pub(super) struct Progress {
     pub failed: Option<Error>,
 }
 
-/// The thread; it ends when nobody sends jobs any more.
+/// The thread. Dropping it waits for what it is doing and for nothing else: a database must not be closed by a thread that
+/// nobody waits for, while the process ends.
 pub(super) struct DiskThread {
     thread: Option<std::thread::JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    jobs: mpsc::Sender<Job>,
 }
 
 type Started = (DiskThread, mpsc::Sender<Job>, watch::Receiver<Progress>);
@@ -36,19 +47,36 @@ impl DiskThread {
     pub fn start(log: Log, store: Arc<dyn StateStore>) -> Result<Started> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (progress, watched) = watch::channel(Progress::default());
+        let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name("registry-log".into())
-            .spawn(move || blocking::allow(|| work(log, &*store, queue, &progress)))
+            .spawn({
+                let stop = stop.clone();
+                move || blocking::allow(|| work(log, &*store, queue, &progress, &stop))
+            })
             .map_err(|e| Error::io("starting the thread of the registry's log", &e))?;
-        Ok((Self { thread: Some(thread) }, jobs, watched))
+        Ok((Self { thread: Some(thread), stop, jobs: jobs.clone() }, jobs, watched))
     }
 
-    /// Waits until it has ended.
-    pub async fn end(mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        let joined = blocking::run(move || thread.join().map_err(|_| Error::internal("it panicked"))).await;
-        if let Err(error) = joined {
+    /// Ends it, and waits until it has ended.
+    pub async fn end(self) {
+        let ended = blocking::run(move || {
+            drop(self);
+            Ok(())
+        });
+        if let Err(error) = ended.await {
             tracing::error!(%error, "the thread of the registry's log did not end well");
+        }
+    }
+}
+
+impl Drop for DiskThread {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Without room it has something to do, and looks before the next.
+        let _ = self.jobs.try_send(Job::Stop);
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread of the registry's log had panicked");
         }
     }
 }
@@ -58,9 +86,14 @@ fn work(
     store: &dyn StateStore,
     mut queue: mpsc::Receiver<Job>,
     progress: &watch::Sender<Progress>,
+    stop: &AtomicBool,
 ) {
     let mut next = queue.blocking_recv();
     while let Some(first) = next.take() {
+        // What waits was promised to nobody.
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
         let done = match first {
             Job::Persist { number, batch } => {
                 let (mut number, mut batches) = (number, vec![batch]);
@@ -79,12 +112,13 @@ fn work(
                         Err(_) => break,
                     }
                 }
-                append(&mut log, &batches, &queue).map(|()| number)
+                append(&mut log, &batches, stop).map(|()| number)
             }
             Job::Compact { floor } => {
                 // What the log gives up must be in the state for good.
                 store.checkpoint().and_then(|()| block_on(log.compact(floor))).map(|()| 0)
             }
+            Job::Stop => return,
         };
         let failed = match done {
             Ok(number) => {
@@ -110,10 +144,10 @@ fn size(batch: &LogBatch) -> usize {
 }
 
 /// A full disk is waited for: nothing was written, and nothing was promised.
-fn append(log: &mut Log, batches: &[LogBatch], queue: &mpsc::Receiver<Job>) -> Result<()> {
+fn append(log: &mut Log, batches: &[LogBatch], stop: &AtomicBool) -> Result<()> {
     loop {
         match block_on(log.append(batches)) {
-            Err(error) if error.kind == ErrorKind::NoSpace && !queue.is_closed() => {
+            Err(error) if error.kind == ErrorKind::NoSpace && !stop.load(Ordering::Acquire) => {
                 tracing::warn!(%error, "the registry waits for room on its disk");
                 pause();
             }
