@@ -1,22 +1,40 @@
-//! Ordered maps on RocksDB: the registry of one node and the local table of the index.
+//! Ordered maps on RocksDB: the registry, of one node or replicated, and the local table of the index.
 //!
 //! | room | what |
 //! |---|---|
 //! | [`local`] | [`LocalKv`], a durable linearizable map on one node, behind `common::Kv` |
 //! | [`table`] | [`RocksTable`], the local table behind `common::Table`: fast, loses a suffix in a power cut |
-//! | `error` | RocksDB's errors, told as ours: held by another process, corrupt, disk full |
+//! | [`machine`] | the state machine of the replicated registry: the same log gives the same state |
+//! | `log` | its log on the disk: entries and hard state, one fsync for all that wait |
+//! | [`node`] | a member: raft, log and state held together; [`Instance`] is one in the real world |
+//! | [`transport`] | frames over TCP and TLS between members, and from clients |
+//! | [`client`] | [`Client`] finds the leader and retries exactly once, behind `common::Kv` |
+//! | [`upgrade`] | how a registry of one node becomes the first member of a group |
+//! | `error`, `wire` | RocksDB's errors, told as ours; bounded encoding |
+//! | `simulation` | worlds from a seed, and the judge of what clients saw; in tests alone |
 //!
-//! Both survive the death of the process without losing anything that returned. They differ in
-//! what a power cut may take: nothing from [`LocalKv`], a suffix since the last checkpoint from
-//! [`RocksTable`].
+//! [`LocalKv`] and the replicated registry lose nothing that returned, also in a power cut;
+//! [`RocksTable`] may lose a suffix since the last checkpoint. What holds the replicated registry
+//! together is in ADR 14.
 //!
-//! Does not own: what the keys mean, replication (a registry replicated by Raft gets its room
-//! beside `local` when there is more than one node), and when a broken table is thrown away and
-//! rebuilt ([`RocksTable::destroy`] is only the means).
+//! Does not own: what the keys mean, who may connect (certificates are given to it), and when a
+//! broken table is thrown away and rebuilt ([`RocksTable::destroy`] is only the means).
 
+pub mod client;
 mod error;
 pub mod local;
+pub(crate) mod log;
+pub mod machine;
+pub mod node;
+#[cfg(test)]
+mod simulation;
 pub mod table;
+pub mod transport;
+pub mod upgrade;
+mod wire;
 
+pub use client::{Client, ClientConfig};
 pub use local::LocalKv;
+pub use node::{Instance, InstanceConfig};
 pub use table::{RocksSettings, RocksTable};
+pub use upgrade::Origin;

@@ -9,6 +9,7 @@
 //! other key is `k` + the caller's key, its value the revision that wrote it as u64 and then the
 //! caller's bytes. Integers are little endian; RocksDB's checksums cover all of it.
 
+pub(crate) mod moving;
 mod writer;
 
 use crate::error::from_rocksdb;
@@ -34,6 +35,8 @@ const FORMAT_KEY: &[u8] = b"\0format";
 const REVISION_KEY: &[u8] = b"\0revision";
 const FORMAT_MAGIC: &[u8; 8] = b"SRKVFMT\0";
 const FORMAT_VERSION: u32 = 1;
+/// What the version becomes when the records have moved to a replicated registry: no release may write here again.
+const MOVED_VERSION: u32 = 2;
 /// Transactions that wait for the writer; the next caller waits for room.
 const QUEUE: usize = 256;
 
@@ -108,6 +111,14 @@ impl Store {
         let version = format.strip_prefix(FORMAT_MAGIC).and_then(|rest| rest.first_chunk::<4>());
         match version.map(|version| u32::from_le_bytes(*version)) {
             Some(FORMAT_VERSION) => {}
+            Some(MOVED_VERSION) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "registry {place} has moved to the replicated registry beside it, and is not used any more"
+                    ),
+                ));
+            }
             Some(newer) if newer > FORMAT_VERSION => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,

@@ -81,7 +81,7 @@ pub(crate) fn base_options(max_open_files: u32, background_jobs: u32) -> Options
 
 /// An ordered local table in a RocksDB database.
 pub struct RocksTable {
-    db: DB,
+    pub(crate) db: DB,
     path: PathBuf,
     unsynced: WriteOptions,
 }
@@ -150,6 +150,33 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
+/// Up to `limit` pairs of `db` whose key begins with `prefix`, from `from` on.
+pub(crate) fn scan(
+    db: &DB,
+    prefix: &[u8],
+    from: &[u8],
+    limit: usize,
+) -> Result<Vec<(Vec<u8>, Bytes)>, rocksdb::Error> {
+    let mut options = ReadOptions::default();
+    if let Some(end) = prefix_end(prefix) {
+        options.set_iterate_upper_bound(end);
+    }
+    let mut iterator = db.raw_iterator_opt(options);
+    iterator.seek(prefix.max(from));
+    let mut pairs = Vec::new();
+    while pairs.len() < limit {
+        match iterator.item() {
+            Some((key, value)) if key.starts_with(prefix) => {
+                pairs.push((key.to_vec(), Bytes::copy_from_slice(value)));
+                iterator.next();
+            }
+            _ => break,
+        }
+    }
+    iterator.status()?;
+    Ok(pairs)
+}
+
 impl Table for RocksTable {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         let value = self.db.get_pinned(key).map_err(|e| self.fail("read the local table", &e))?;
@@ -157,24 +184,7 @@ impl Table for RocksTable {
     }
 
     fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Bytes)>> {
-        let mut options = ReadOptions::default();
-        if let Some(end) = prefix_end(prefix) {
-            options.set_iterate_upper_bound(end);
-        }
-        let mut iterator = self.db.raw_iterator_opt(options);
-        iterator.seek(prefix.max(from));
-        let mut pairs = Vec::new();
-        while pairs.len() < limit {
-            match iterator.item() {
-                Some((key, value)) if key.starts_with(prefix) => {
-                    pairs.push((key.to_vec(), Bytes::copy_from_slice(value)));
-                    iterator.next();
-                }
-                _ => break,
-            }
-        }
-        iterator.status().map_err(|e| self.fail("scan the local table", &e))?;
-        Ok(pairs)
+        scan(&self.db, prefix, from, limit).map_err(|e| self.fail("scan the local table", &e))
     }
 
     fn write(&self, batch: Batch) -> Result<()> {

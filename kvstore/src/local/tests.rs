@@ -170,10 +170,10 @@ async fn a_newer_format_is_refused_with_what_to_do_and_left_alone() {
         db.put(FORMAT_KEY, [FORMAT_MAGIC.as_slice(), &version.to_le_bytes()].concat()).unwrap();
     };
     drop(kv);
-    set(FORMAT_VERSION + 1);
+    set(MOVED_VERSION + 1);
     let error = LocalKv::open(dir.path()).err().unwrap();
     assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
-    assert!(error.message().contains("version 2") && error.message().contains("newer release"), "{error}");
+    assert!(error.message().contains("version 3") && error.message().contains("newer release"), "{error}");
     set(FORMAT_VERSION);
     let kv = LocalKv::open(dir.path()).unwrap();
     assert_eq!(kv.get("k").await.unwrap().unwrap().value, "v");
