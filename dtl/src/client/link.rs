@@ -146,6 +146,11 @@ impl Link {
         true
     }
 
+    /// Whether it is worth reading more to be sent.
+    pub fn has_room(&self) -> bool {
+        self.queue.lock().bytes < self.limit
+    }
+
     /// Sends what waits, unless somebody is doing so.
     pub fn drive(&self) {
         if !self.blocked.load(Ordering::Acquire) {

@@ -142,7 +142,9 @@ impl Pump {
             if phase == Phase::Closed && !self.refused.iter().any(|r| Arc::ptr_eq(r, &inner)) {
                 self.open(&inner);
             }
-            if let Some(from) = wants {
+            if let Some(from) = wants
+                && self.shared.link.has_room()
+            {
                 self.read(inner, from);
             }
         }
@@ -178,10 +180,10 @@ impl Pump {
             track.reading = false;
             match chunk {
                 Ok(chunk) => {
+                    let before = track.wants_chunk(0);
                     if let Some(control) = track.skip(chunk.committed) {
                         inner.send(&shared, track, control);
                     }
-                    failed = chunk.entries.is_empty() && track.wants_chunk(0).is_some();
                     for entry in chunk.entries.iter().skip_while(|e| !track.is_next(e.lsn)).collect::<Vec<_>>() {
                         let bytes = entry.packed_len();
                         if !track.is_next(entry.lsn) || !track.fits(bytes) || !shared.link.append(entry, channel) {
@@ -190,6 +192,8 @@ impl Pump {
                         track.sent(entry.lsn, bytes);
                     }
                     track.catch_up();
+                    // Nothing of it could be sent: not now, and not at once again.
+                    failed = before.is_some() && track.wants_chunk(0) == before;
                 }
                 Err(error) => {
                     tracing::warn!(volume = %inner.start.volume, %error, "DTL: the log could not be read again");
