@@ -34,6 +34,16 @@ impl Dial for Gate {
     }
 }
 
+/// What becomes of an owner whose volume is taken over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Dies,
+    /// It is cut off, and comes back later.
+    Isolated,
+    /// Only its lease is over: it goes on as if nothing had happened.
+    Connected,
+}
+
 struct Linked {
     log: Option<PeerLog>,
     node: Name,
@@ -377,10 +387,18 @@ impl World {
 
     /// The owner dies, or is thought to; somebody takes over. `false`: nobody may.
     async fn takeover(&mut self) -> bool {
-        let dies = self.random.bool();
-        if !dies {
+        let fate = [Fate::Dies, Fate::Isolated, Fate::Connected][self.random.usize(..3)];
+        if fate != Fate::Connected {
             self.owner.gate.store(false, Ordering::Relaxed);
             self.peers.values().for_each(|p| p.cut());
+        }
+        if self.random.u8(..4) == 0 {
+            // The power of a peer fails too, and it is back before it is asked.
+            let names: Vec<Name> = self.peers.keys().cloned().collect();
+            let peer = self.peers[&names[self.random.usize(..names.len())]].clone();
+            let random = &mut self.random;
+            peer.power_cut(|| random.u8(..4) == 0);
+            peer.start().await;
         }
         // R5: first the epoch, then seal, then drain.
         let old = self.registration.clone();
@@ -461,7 +479,7 @@ impl World {
         drained.into_iter().for_each(|e| next.journal.push(e));
         next.log = keep;
         let mut zombie = std::mem::replace(&mut self.owner, next);
-        if !dies {
+        if fate != Fate::Dies {
             zombie.gate.store(true, Ordering::Relaxed);
             if let Some(asked) = zombie.asked.take() {
                 self.under_way.push((old.epoch, asked.clone()));
@@ -508,7 +526,13 @@ async fn run(seed: u64) -> Seen {
     let mut world = World::new(seed).await;
     for _ in 0..4 {
         for _ in 0..world.random.u32(50..500) {
+            let before = world.registration.config.status;
             world.step().await;
+            let named = before != Status::InSync && world.registration.config.status == Status::InSync;
+            if named && world.random.u8(..3) == 0 {
+                // The very moment in which somebody would believe it.
+                break;
+            }
         }
         if !world.takeover().await {
             break;
