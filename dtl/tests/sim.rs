@@ -227,7 +227,10 @@ impl World {
             let disk = kinds == 0 || (kinds == 1 && random.bool());
             let limits =
                 Limits { capacity: 256 << 10, volume_bytes: 128 << 10, volumes: 8, logs_per_volume: 8 };
-            let peer = Peer::with(if disk { Kind::Disk } else { Kind::Memory }, limits, clock.clone());
+            let kind = if disk { Kind::Disk } else { Kind::Memory };
+            // Small segments: they fill up, are freed, cleaned and used again.
+            let segments = (64 << 10, random.usize(5..9));
+            let peer = Peer::with_segments(kind, limits, segments, clock.clone());
             peer.start().await;
             peers.insert(name(n), peer);
         }
@@ -568,5 +571,31 @@ fn nothing_acknowledged_is_missing_from_what_a_takeover_drains() {
             sum.drains > 300 && sum.restarts > 500 && sum.zombie_steps > 5000,
             "the worlds do too little: {sum:?}"
         );
+    }
+}
+
+/// Every seeded bug is noticed, here or by the test that is named for it. With the feature `mutants` only.
+#[cfg(feature = "mutants")]
+#[test]
+fn each_seeded_bug_is_caught() {
+    const BUGS: &[&str] = &[
+        "confirm-before-durable",
+        "seal-forgotten-at-restart",
+        "suspect-log-trusted",
+        "insync-named-too-early",
+        "old-epoch-accepted",
+        "acks-by-the-new-config-only",
+        "not-suspect-after-a-restart",
+    ];
+    let me = std::env::current_exe().unwrap();
+    for bug in BUGS {
+        let output = std::process::Command::new(&me)
+            .args(["--exact", "nothing_acknowledged_is_missing_from_what_a_takeover_drains"])
+            .env("SR_MUTANT", bug)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{bug} was not noticed: {said}");
+        assert!(said.contains("acknowledged"), "{bug} broke something else: {said}");
     }
 }

@@ -228,6 +228,8 @@ impl Track {
             self.under_way.clear();
             self.under_way_bytes = 0;
             self.next = last.next();
+            // A flush that was asked for is of what was dropped.
+            self.flush_sent = Lsn(0);
             self.phase = Phase::Lagging;
             self.catch_up();
         }
@@ -284,11 +286,8 @@ impl Track {
             return Some(Control::Trim(trim));
         }
         let sent = Lsn(self.next.0 - 1);
-        if self.phase == Phase::Live
-            && self.flush_wanted > self.flushed
-            && self.flush_wanted > self.flush_sent
-            && sent >= self.flush_wanted
-        {
+        let asked = self.flushed.max(self.flush_sent);
+        if self.phase != Phase::Stalled && self.flush_wanted > asked && sent >= self.flush_wanted {
             self.flush_sent = sent;
             return Some(Control::Flush);
         }

@@ -6,7 +6,7 @@ use super::append::{DiskBack, Spare, Work, entry_item};
 use super::logs::{Key, Place, Slot};
 use super::segment::Segment;
 use common::crc::crc32c;
-use common::{Lsn, Result};
+use common::{Lsn, Result, mutant};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -58,12 +58,15 @@ impl Store {
     /// Frees, makes and cleans segments until there is nothing to do.
     pub(super) async fn tidy(&self) -> Result<()> {
         let Some(back) = &self.back else { return Ok(()) };
+        // Each segment is cleaned once at most in one go: what is full of what is needed stays so.
+        let mut cleanings = back.space.lock().closed.len();
         loop {
             back.check()?;
             let freed = self.free(back).await?;
             let made = self.make(back).await;
             self.begin(back).await?;
-            let cleaned = !matches!(made, Ok(true)) && self.clean(back).await?;
+            let cleaned = !matches!(made, Ok(true)) && cleanings > 0 && self.clean(back).await?;
+            cleanings -= usize::from(cleaned);
             if freed || matches!(made, Ok(true)) {
                 self.room.send_modify(|n| *n = n.wrapping_add(1));
             }
@@ -76,7 +79,8 @@ impl Store {
     /// Opens the first segment.
     async fn begin(&self, back: &DiskBack) -> Result<()> {
         let mut appender = back.appender.lock().await;
-        if !appender.is_open() && back.roll(&mut appender, &self.logs, true).await? {
+        let ready = !back.space.lock().spares.is_empty();
+        if ready && !appender.is_open() && back.roll(&mut appender, &self.logs, true).await? {
             drop(appender);
             return back.sync().await;
         }
@@ -87,7 +91,7 @@ impl Store {
     async fn make(&self, back: &DiskBack) -> Result<bool> {
         let number = {
             let mut space = back.space.lock();
-            if space.spares.len() >= READY || space.files >= back.settings.segments {
+            if space.spares.len() >= READY || space.files >= space.most {
                 return Ok(false);
             }
             space.next_name += 1;
@@ -115,7 +119,9 @@ impl Store {
             if !appender.is_open() {
                 return Ok(false);
             }
-            back.write_states(&self.logs, &mut appender).await?;
+            if !mutant::is_on("freed-before-the-trim-is-durable") {
+                back.write_states(&self.logs, &mut appender).await?;
+            }
         }
         back.sync().await?;
         let mut removed = Vec::new();
@@ -149,11 +155,16 @@ impl Store {
             if space.spares.len() >= READY || space.spares.is_empty() {
                 return Ok(false);
             }
-            let live = |s: &&Arc<Segment>| s.live.load(Ordering::Relaxed);
-            let victim = space.closed.iter().min_by_key(live).cloned();
-            match victim {
+            let live = |s: &Arc<Segment>| s.live.load(Ordering::Relaxed);
+            let (size, n) = (back.settings.segment_size, space.closed.len() as u64);
+            let needed: u64 = space.closed.iter().map(live).sum();
+            // Where all of them together have no segment's worth of garbage, copying gives nothing back.
+            if n * size < needed + size + size / 4 {
+                return Ok(false);
+            }
+            match space.closed.iter().min_by_key(|s| live(s)).cloned() {
                 // A nearly full one gives nearly nothing back.
-                Some(v) if v.live.load(Ordering::Relaxed) < back.settings.segment_size / 4 * 3 => v,
+                Some(v) if live(&v) < size / 4 * 3 => v,
                 _ => return Ok(false),
             }
         };

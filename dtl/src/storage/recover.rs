@@ -273,6 +273,9 @@ impl Scan {
                 log.flushed = log.last();
                 // The seal was written behind all that it seals.
                 log.suspect = !l.sealed || l.suspect || log.last() < l.last;
+                if mutant::is_on("not-suspect-after-a-restart") {
+                    log.suspect = false;
+                }
                 let misses = |(k, lsn): &(Key, Lsn)| *k == key && *lsn > log.last();
                 log.damaged = l.damaged || all_damaged || damaged.iter().any(misses);
                 report.logs += 1;

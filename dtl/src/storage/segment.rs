@@ -29,8 +29,12 @@ pub(super) struct Held {
     len: u32,
 }
 
+/// What a record says of an entry, beside it.
+const OVERHEAD: u32 = 128;
+
 impl Held {
     pub fn new(segment: &Arc<Segment>, len: u32) -> Self {
+        let len = len.saturating_add(OVERHEAD);
         segment.live.fetch_add(u64::from(len), Ordering::Relaxed);
         Held { segment: segment.clone(), len }
     }
@@ -38,7 +42,8 @@ impl Held {
 
 impl Clone for Held {
     fn clone(&self) -> Self {
-        Held::new(&self.segment, self.len)
+        self.segment.live.fetch_add(u64::from(self.len), Ordering::Relaxed);
+        Held { segment: self.segment.clone(), len: self.len }
     }
 }
 

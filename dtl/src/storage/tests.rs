@@ -281,6 +281,36 @@ async fn a_slow_volume_keeps_no_segment_for_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_full_disk_can_be_opened_sealed_trimmed_and_used_again() {
+    let disk = SimDisk::new();
+    let limits = Limits { capacity: 64 << 20, volume_bytes: 64 << 20, ..small().limits };
+    let settings = DiskSettings { limits, ..small() };
+    let open = async || Store::open(settings, Arc::new(disk.process()), clock()).await.unwrap().0;
+    let store = open().await;
+    let mut key = log(&store, V, 5, 0).await;
+    let mut last = 0;
+    while fill(&store, key, last + 1..=last + 1, 9000).await[0].clone().unwrap() == Admission::Take
+        || last < 30
+    {
+        store.tidy().await.unwrap();
+        last = info(&store, &key).last.0;
+    }
+    for epoch in 6..9 {
+        disk.crash(|| true);
+        let store = open().await;
+        store.seal(V, Epoch(epoch)).await.unwrap();
+        check(&store, &key, 1..=last, 9000).await;
+    }
+    disk.kill();
+    let store = open().await;
+    store.trim(&key, Lsn(last)).unwrap();
+    store.tidy().await.unwrap();
+    assert!(disk.list().await.unwrap().len() <= settings.segments);
+    key = log(&store, V, 9, last).await;
+    takes(&store, key, last + 1..=last + 20, 9000).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_sync_is_the_end_until_the_next_start() {
     let disk = SimDisk::new();
     let (store, _) = disk_store(&disk).await;

@@ -144,11 +144,20 @@ impl Peer {
     }
 
     pub fn with(kind: Kind, limits: Limits, clock: Arc<dyn Clock>) -> Arc<Peer> {
+        Self::with_segments(kind, limits, (256 << 10, 16), clock)
+    }
+
+    pub fn with_segments(
+        kind: Kind,
+        limits: Limits,
+        segments: (u64, usize),
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Peer> {
         Arc::new(Peer {
             kind,
             disk: SimDisk::new(),
             limits,
-            segments: (256 << 10, 16),
+            segments,
             clock,
             service: Mutex::new(None),
             connections: Mutex::default(),
