@@ -216,7 +216,7 @@ impl Takeover {
             self.log(p, self.registration.epoch).filter(|l| fits(l)).map(|log| (p.clone(), *log))
         };
         let mut logs: Vec<_> = self.registration.config.peers.iter().filter_map(named).collect();
-        logs.sort_by(|(_, a), (_, b)| b.last.cmp(&a.last));
+        logs.sort_by_key(|(_, log)| std::cmp::Reverse(log.last));
         logs
     }
 

@@ -158,7 +158,7 @@ async fn a_service_that_says_nothing_is_dead_in_time() {
     let client = client(&peer);
     let mut v = Volume::new(&client, V, 5);
     v.wait_live().await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    peer.clock.sleep(Duration::from_secs(60)).await;
     assert_eq!(v.replica.progress().state, LinkState::Live, "quiet is not dead");
     let begin = peer.clock.now();
     peer.swallow();
@@ -290,4 +290,73 @@ async fn hostile_bytes_end_their_own_connection_and_nothing_else() {
         assert_eq!(drained(&client, &v, 1).await, 20);
     })
     .await;
+}
+
+fn tls() -> (std::sync::Arc<rustls::ServerConfig>, std::sync::Arc<rustls::ClientConfig>) {
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let made = rcgen::generate_simple_self_signed(vec!["dtl.test".into()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (server.into(), client.into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_runs_over_unix_sockets_tcp_and_tls() {
+    use dtl::transport::Address;
+    let clock: std::sync::Arc<dyn common::Clock> = std::sync::Arc::new(common::clock::SystemClock::new());
+    let dir = tempfile::tempdir().unwrap();
+    let store = dtl::storage::Store::memory(Default::default(), clock.clone());
+    let service = dtl::service::Service::new(
+        store,
+        Default::default(),
+        clock.clone(),
+        dtl::service::Metrics::default(),
+    );
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let (server, with) = tls();
+    let path = dir.path().join("dtl.sock");
+    let unix = tokio::net::UnixListener::bind(&path).unwrap();
+    let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let secure = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = rustls_pki_types::ServerName::try_from("dtl.test").unwrap();
+    let addresses = [
+        Address::Unix(path),
+        Address::Tcp(plain.local_addr().unwrap().to_string(), None),
+        Address::Tcp(secure.local_addr().unwrap().to_string(), Some((with, name))),
+    ];
+    let (s, r) = (service.clone(), stopped.clone());
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(async move { s.serve_unix(unix, r).await });
+    let (s, r) = (service.clone(), stopped.clone());
+    serving.spawn(async move { s.serve_tcp(plain, None, r).await });
+    serving.spawn(async move { service.serve_tcp(secure, Some(server.into()), stopped).await });
+    for (i, address) in addresses.into_iter().enumerate() {
+        let client =
+            dtl::client::Client::new(std::sync::Arc::new(address), Default::default(), clock.clone());
+        let mut v = Volume::new(&client, VolumeId(i as u128), 5);
+        v.len = 50_000;
+        for _ in 0..20 {
+            v.write(10);
+            v.wait_confirmed().await;
+        }
+        v.replica.flush(Lsn(200));
+        v.wait(|p| p.flushed == Lsn(200)).await;
+        assert_eq!(drained(&client, &v, 1).await, 200);
+        client.close().await;
+    }
+    stop.send_replace(true);
+    while serving.join_next().await.is_some() {}
 }

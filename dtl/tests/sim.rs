@@ -339,7 +339,7 @@ impl World {
             }
             16 | 17 => {
                 let ms = self.random.u64(..300);
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+                self.clock.sleep(Duration::from_millis(ms)).await;
                 for node in self.down.keys().cloned().collect::<Vec<_>>() {
                     let left = self.down.get_mut(&node).unwrap();
                     *left -= 1;

@@ -311,6 +311,26 @@ async fn a_full_disk_can_be_opened_sealed_trimmed_and_used_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_segment_is_freed_only_when_its_trim_is_durable() {
+    let disk = SimDisk::new();
+    let (store, _) = disk_store(&disk).await;
+    let key = log(&store, V, 5, 0).await;
+    takes(&store, key, 1..=30, 8000).await;
+    store.flush(&key).await.unwrap();
+    disk.kill();
+    let (store, _) = disk_store(&disk).await;
+    let before = disk.list().await.unwrap().len();
+    store.trim(&key, Lsn(20)).unwrap();
+    store.tidy().await.unwrap();
+    assert!(disk.list().await.unwrap().len() < before, "something was freed");
+    disk.crash(|| false);
+    let (store, found) = disk_store(&disk).await;
+    assert!(found.damage.is_empty(), "{found:?}");
+    assert_eq!(info(&store, &key).last, Lsn(30));
+    check(&store, &key, 21..=30, 8000).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_sync_is_the_end_until_the_next_start() {
     let disk = SimDisk::new();
     let (store, _) = disk_store(&disk).await;
