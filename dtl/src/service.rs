@@ -1,0 +1,189 @@
+//! The service: what a storage router offers to the owners of volumes, and to those who take over.
+//!
+//! One task per connection reads at all times. What a log has no room for is dropped and its channel told so, so no
+//! channel can hold up another one and nothing is queued. Slow things (a sync, a seal, reading) go on beside it.
+//!
+//! Does not own: the logs ([`crate::storage`]), who may connect (TLS and the socket file's mode decide that).
+
+mod channel;
+mod connection;
+
+use crate::storage::Store;
+use crate::transport::Stream;
+use common::Clock;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+/// Pause after `accept` failed, for want of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Bounds of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// Connections; each takes at most about 1.3 MiB.
+    pub max_connections: usize,
+    /// Channels of one connection.
+    pub max_channels: usize,
+    /// Unconfirmed bytes that a channel may have under way.
+    pub window: u32,
+    /// A connection that says nothing for this long is closed.
+    pub idle: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { max_connections: 256, max_channels: 16384, window: 4 << 20, idle: Duration::from_secs(30) }
+    }
+}
+
+/// Counters of a service.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    entries: Counter,
+    bytes: Counter,
+    flushes: Counter,
+    stalls: Counter,
+    seals: Counter,
+    refused: Counter,
+    connections: Gauge,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let m = Metrics::default();
+        let name = |n: &str| format!("storagerouter_dtl_{n}");
+        registry.register(name("appended_entries"), "Entries taken into logs", m.entries.clone());
+        registry.register(name("appended_bytes"), "Their bytes", m.bytes.clone());
+        registry.register(name("flushes"), "Flushes of logs", m.flushes.clone());
+        registry.register(name("stalls"), "Times that a log had no room", m.stalls.clone());
+        registry.register(name("seals"), "Volumes sealed at a new epoch", m.seals.clone());
+        registry.register(name("refused_connections"), "Connections turned away", m.refused.clone());
+        registry.register(name("connections"), "Open connections", m.connections.clone());
+        m
+    }
+}
+
+/// A DTL service. Clones share it.
+#[derive(Clone)]
+pub struct Service {
+    store: Arc<Store>,
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    connections: Arc<Semaphore>,
+}
+
+impl Service {
+    /// A service of the logs in `store`.
+    pub fn new(store: Arc<Store>, settings: Settings, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        let connections = Arc::new(Semaphore::new(settings.max_connections));
+        Service { store, settings, clock, metrics, connections }
+    }
+
+    /// The logs.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Serves one connection until it ends, or its future is dropped.
+    pub async fn serve(&self, stream: Stream) {
+        let Some(permit) = self.admit() else { return };
+        self.serve_admitted(stream, permit).await;
+    }
+
+    fn admit(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = self.connections.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            self.metrics.refused.inc();
+            tracing::warn!(
+                limit = self.settings.max_connections,
+                "DTL: a connection was turned away: so many are open"
+            );
+        }
+        permit
+    }
+
+    async fn serve_admitted(&self, stream: Stream, _permit: OwnedSemaphorePermit) {
+        self.metrics.connections.inc();
+        let end = connection::serve(self, stream).await;
+        self.metrics.connections.dec();
+        if let Err(why) = end {
+            tracing::debug!("DTL: a connection ended: {why}");
+        }
+    }
+
+    /// Serves a TCP listener until `shutdown` turns true or its sender is gone.
+    pub async fn serve_tcp(
+        &self,
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        shutdown: watch::Receiver<bool>,
+    ) {
+        let mut stop = shutdown;
+        let mut tasks = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                _ = stop.wait_for(|s| *s) => break,
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            let Some(stream) = self.accepted(accepted.map(|(s, _)| s)).await else { continue };
+            let Some(permit) = self.admit() else { continue };
+            let (service, tls) = (self.clone(), tls.clone());
+            tasks.spawn(async move {
+                let stream = match tls {
+                    None => Stream::tcp(stream),
+                    Some(tls) => {
+                        let _ = stream.set_nodelay(true);
+                        tokio::select! {
+                            handshake = tls.accept(stream) => handshake.map(Stream::any),
+                            () = service.clock.sleep(service.settings.idle) => Err(std::io::ErrorKind::TimedOut.into()),
+                        }
+                    }
+                };
+                match stream {
+                    Ok(stream) => service.serve_admitted(stream, permit).await,
+                    Err(error) => tracing::debug!(%error, "DTL: no connection came of it"),
+                }
+            });
+        }
+        tasks.shutdown().await;
+    }
+
+    /// Serves a unix socket until `shutdown` turns true or its sender is gone.
+    pub async fn serve_unix(&self, listener: UnixListener, shutdown: watch::Receiver<bool>) {
+        let mut stop = shutdown;
+        let mut tasks = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                _ = stop.wait_for(|s| *s) => break,
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            let Some(stream) = self.accepted(accepted.map(|(s, _)| s)).await else { continue };
+            let Some(permit) = self.admit() else { continue };
+            let service = self.clone();
+            tasks.spawn(async move { service.serve_admitted(Stream::unix(stream), permit).await });
+        }
+        tasks.shutdown().await;
+    }
+
+    async fn accepted<T>(&self, accepted: std::io::Result<T>) -> Option<T> {
+        match accepted {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                tracing::warn!(%error, "DTL: a connection could not be accepted");
+                self.clock.sleep(ACCEPT_PAUSE).await;
+                None
+            }
+        }
+    }
+}
