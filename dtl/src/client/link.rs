@@ -35,6 +35,8 @@ struct Sender {
     stream: Option<WriteHalf>,
     parts: VecDeque<Bytes>,
     tail: BytesMut,
+    /// The stream (TLS) may keep something back.
+    unflushed: bool,
 }
 
 /// Tells the task that something can be sent again.
@@ -191,13 +193,19 @@ impl Link {
 
 impl Sender {
     fn send(&mut self, queue: &Mutex<Queue>, waker: &Waker) -> Poll<std::io::Result<()>> {
-        let Sender { stream: Some(stream), parts, tail } = self else {
+        let Sender { stream: Some(stream), parts, tail, unflushed } = self else {
             // Nobody is connected; what was queued is gone with the connection.
             return Poll::Ready(Ok(()));
         };
         let mut cx = Context::from_waker(waker);
         loop {
             if parts.is_empty() && tail.is_empty() {
+                if *unflushed {
+                    match Pin::new(&mut *stream).poll_flush(&mut cx) {
+                        Poll::Ready(Ok(())) => *unflushed = false,
+                        other => return other,
+                    }
+                }
                 let mut queue = queue.lock();
                 if queue.bytes == 0 {
                     return Poll::Ready(Ok(()));
@@ -222,13 +230,7 @@ impl Sender {
                 Poll::Pending => return Poll::Pending,
             };
             advance(parts, tail, sent);
-            if parts.is_empty() && tail.is_empty() {
-                tail.clear();
-                match Pin::new(&mut *stream).poll_flush(&mut cx) {
-                    Poll::Ready(Ok(())) => {}
-                    other => return other,
-                }
-            }
+            *unflushed = true;
         }
     }
 }

@@ -5,7 +5,7 @@ use super::channel::{Channel, Verdict};
 use crate::entry::Packed;
 use crate::registration::LogInfo;
 use crate::storage::{Incoming, Key};
-use crate::transport::Stream;
+use crate::transport::{Stream, WriteHalf};
 use crate::wire::{self, Decoder, Frame, HEAD, Open, PROLOGUE, Reply, Request};
 use bytes::{Buf, BytesMut};
 use common::{Epoch, Error, Lsn, Result, VolumeId};
@@ -68,6 +68,7 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
     let mut out = BytesMut::with_capacity(4096);
     wire::put_prologue(&mut out, version.unwrap_or(0), version.unwrap_or(0));
     write.write_all_buf(&mut out).await.map_err(say)?;
+    write.flush().await.map_err(say)?;
     if version.is_none() {
         return Err(format!("versions {lowest} to {highest} are not spoken here"));
     }
@@ -101,11 +102,16 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
         // A client reads at all times, so this ends; one that does not is dead.
         if connection.out.has_remaining() {
             let out = &mut connection.out;
-            match write.write_all_buf(out).now_or_never() {
-                Some(written) => written.map_err(say)?,
+            // TLS keeps back what the socket does not take, until it is flushed.
+            let send = async |write: &mut WriteHalf, out: &mut BytesMut| {
+                write.write_all_buf(out).await?;
+                write.flush().await
+            };
+            match send(&mut write, out).now_or_never() {
+                Some(sent) => sent.map_err(say)?,
                 None => tokio::select! {
                     biased;
-                    written = write.write_all_buf(out) => written.map_err(say)?,
+                    sent = send(&mut write, out) => sent.map_err(say)?,
                     () = service.clock.sleep(idle) => return Err("it does not read".into()),
                 },
             }
@@ -115,6 +121,8 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
         }
         let want = decoder.missing().max(RECEIVE);
         decoder.buffer().reserve(want);
+        // What could be fetched goes on when nothing came in, not when something does.
+        let more = connection.reads.values().any(|r| r.credit > 0 && !r.fetching);
         tokio::select! {
             biased;
             n = read.read_buf(decoder.buffer()) => {
@@ -131,6 +139,7 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
                 heard = false;
                 quiet = service.clock.sleep(idle);
             }
+            () = std::future::ready(()), if more => {}
         }
     }
 }
