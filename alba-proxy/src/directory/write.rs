@@ -100,7 +100,9 @@ fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes], haste: Hast
                 copied.close(&mut batch);
                 batch.write(copied.chunk, file)?;
                 (copied.start, copied.end) = (0, 0);
-                gap.map(pause);
+                if let Some(gap) = gap {
+                    pause(gap);
+                }
             }
         }
     }
