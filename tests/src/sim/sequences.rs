@@ -57,6 +57,7 @@ const HISTORIES: &[&[Op]] = &[
     &[Op::Write(0), Op::Snapshot, Op::Write(0), Op::Upload],
     // Of a TLog that only a snapshot sees, between a snapshot and the head that went back behind it.
     &[Op::Write(0), Op::Snapshot, Op::Write(0), Op::Snapshot, Op::Write(1), Op::Rollback, Op::Write(2)],
+    &[Op::Write(0), Op::Snapshot, Op::Write(0), Op::Snapshot, Op::Write(1), Op::Rollback, Op::Scrub],
     // Back, on, and back again; then what was in between goes.
     &[Op::Snapshot, Op::Write(0), Op::Snapshot, Op::Rollback, Op::Write(1), Op::Rollback, Op::DeleteSnapshot],
     // A clone of what is overwritten and rolled back.
