@@ -22,6 +22,8 @@ const CHUNK: usize = 1 << 20;
 /// Bytes of one direct write that nobody waits for, and the gap behind it.
 const PIECE: usize = 64 << 10;
 const GAP: Duration = Duration::from_millis(10);
+/// All gaps of a file together: who closes a volume waits for what is under way, and not for long.
+const GAPS: Duration = Duration::from_millis(1300);
 /// Files from this size on are written directly.
 const LARGE: usize = 1 << 20;
 /// Chunks that are kept for later files.
@@ -79,7 +81,10 @@ impl Writer {
 fn write_through(chunk: &mut [u8], file: &mut File, parts: &[Bytes], haste: Haste) -> Result<usize> {
     let (most, gap) = match haste {
         Haste::Full => (CHUNK, None),
-        Haste::Gentle => (PIECE, Some(GAP)),
+        Haste::Gentle => {
+            let pieces = parts.iter().map(Bytes::len).sum::<usize>().div_ceil(PIECE).max(1);
+            (PIECE, Some(GAP.min(GAPS.div_f64(pieces as f64))))
+        }
     };
     let mut copied = Copied { chunk: &mut chunk[..most], start: 0, end: 0 };
     let (mut batch, mut total) = (Batch::default(), 0);

@@ -401,8 +401,8 @@ impl Job<'_> {
         self.pace.rest().await?;
         let haste = self.pace.haste();
         shared.persist_put_if_room("putting a relocation SCO", &key, &parts, haste).await?;
-        self.pace.end(haste).await?;
         self.made.push(key);
+        self.pace.end(haste).await?;
         shared.metrics.relocated_bytes.inc_by(len);
         shared.scrubbing.copied(copied);
         outcome.relocated.push((id, len, written));
@@ -468,8 +468,8 @@ impl Job<'_> {
         self.pace.rest().await?;
         let haste = self.pace.haste();
         shared.persist_put_at("putting a TLog", &object.key, &[object.bytes], haste).await?;
-        self.pace.end(haste).await?;
         self.made.push(object.key);
+        self.pace.end(haste).await?;
         shared.metrics.tlogs.inc();
         Ok(named)
     }
