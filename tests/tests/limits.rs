@@ -122,6 +122,22 @@ fn a_gibibyte_is_enough_for_a_thousand_clients_and_a_store_that_is_away() -> Res
     Ok(())
 }
 
+/// Allocators are told to keep little of what is given back (ADR 7), but for what the environment says itself.
+#[test]
+fn allocators_are_frugal_unless_the_environment_says_otherwise() -> Result<()> {
+    let folder = scratch("allocators")?;
+    let router = Router::start(Config::new(folder.path())?.env("MIMALLOC_PURGE_DELAY", "77"))?;
+    let environ = std::fs::read(format!("/proc/{}/environ", router.pid()))?;
+    let environ = String::from_utf8_lossy(&environ);
+    for wanted in ["MALLOC_ARENA_MAX=1", "MIMALLOC_PURGE_DELAY=77", "MIMALLOC_ALLOW_THP=0"] {
+        ensure!(
+            environ.split('\0').any(|set| set == wanted),
+            "{wanted} is not in its environment: {environ:?}"
+        );
+    }
+    Ok(())
+}
+
 /// More clients come than there may be open files: they are turned away or wait, the log says why, the
 /// ones that are there are served, and afterwards everybody is.
 #[test]

@@ -130,8 +130,9 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed: at least `operations` requests and 3 crashes.
     pub fn new(seed: u64, operations: usize) -> Plan {
+        let rng = fastrand::Rng::with_seed(seed);
         let mut maker =
-            Maker { rng: fastrand::Rng::with_seed(seed), volumes: 1, size: 0, most: 0, largest: 0 };
+            Maker { rng, volumes: 1, size: 0, most: 0, largest: 0, heavy: false, taken_over: false };
         maker.plan(seed, operations)
     }
 
@@ -148,6 +149,10 @@ struct Maker {
     most: usize,
     /// Clusters of the largest write.
     largest: usize,
+    /// The write buffer fills.
+    heavy: bool,
+    /// The life before ended in a takeover.
+    taken_over: bool,
 }
 
 impl Maker {
@@ -163,6 +168,7 @@ impl Maker {
         self.volumes = self.rng.usize(1..=3);
         // Some worlds are larger, so that the write buffer fills and segments are used again.
         let heavy = self.chance(8);
+        self.heavy = heavy;
         let clusters = if heavy { 256 } else { self.rng.usize(4..64) };
         self.largest = if heavy { 128 } else { clusters.min(16) };
         self.size = clusters * PER_CLUSTER;
@@ -202,6 +208,10 @@ impl Maker {
         let pause = [0, 1, 20][self.rng.usize(0..3)];
         let clients = (0..clients).map(|_| self.client(length, pause)).collect();
         let crash = match self.rng.u32(0..10) {
+            // Who was taken over from comes back with its old journal, or so it goes to and fro: where write
+            // buffers fill, what was cut off there is copied forward beside what took its place.
+            0..4 if self.taken_over && self.chance(2) => Crash::OldDataDir,
+            0..4 if self.heavy && self.chance(3) => Crash::Takeover,
             0..4 => Crash::Kill,
             4..7 => Crash::Power([0, 50, 50, 90, 100][self.rng.usize(0..5)]),
             7..9 if self.chance(3) => Crash::Takeover,
@@ -209,6 +219,7 @@ impl Maker {
             7..9 => Crash::LostDataDir,
             _ => Crash::Clean,
         };
+        self.taken_over = crash == Crash::Takeover;
         let when = match self.rng.u32(0..6) {
             _ if crash == Crash::Clean => When::Done,
             0..2 => When::Done,
