@@ -173,6 +173,31 @@ pub struct Registration {
     pub clean: bool,
 }
 
+impl Registration {
+    /// A volume that nobody has owned yet.
+    pub fn fresh(owner: Name, config: Config) -> Self {
+        Registration { owner, epoch: Epoch(0), config, tails: Vec::new(), clean: true }
+    }
+
+    /// What the registry says when `owner`, who has recovered everything up to `last`, begins `epoch`: alone, and with
+    /// the end of the epoch before as a tail until the backend has it (rule 7). The backend has everything up to
+    /// `committed`.
+    pub fn begun(&self, owner: Name, epoch: Epoch, committed: Lsn, last: Lsn) -> Registration {
+        let before = &self.config;
+        let mut tails: Vec<Tail> = self.tails.iter().filter(|tail| tail.last > committed).cloned().collect();
+        if last > committed {
+            let named = before.mode != Mode::None && before.status == Status::InSync;
+            let logs = before.peers.iter().filter(|_| named).cloned().map(Holder::Log);
+            // It has read them into its journal, and synced that.
+            let holders = logs.chain([Holder::Journal(owner.clone())]).collect();
+            tails.push(Tail { epoch: self.epoch, last, holders });
+        }
+        let mut config = Config::alone(before.mode, before.wanted, before.needed, before.on_failure);
+        config.config = before.config + 1;
+        Registration { owner, epoch, config, tails, clean: false }
+    }
+}
+
 /// What a service says of one of its logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogInfo {

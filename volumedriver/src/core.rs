@@ -7,8 +7,10 @@
 //!
 //! Does not own: credit (see `credit`), the committed map (see `index`), any object.
 
+mod replication;
 mod seal;
 
+pub(crate) use replication::{Content, TailEntry};
 pub(crate) use seal::SealPlan;
 
 use crate::extent_map::{ExtentMap, Piece};
@@ -17,11 +19,12 @@ use crate::log::{Crcs, Kind, LogEntry};
 use crate::volume::Frontiers;
 use bytes::Bytes;
 use common::{Epoch, Error, Lsn, Result, VolumeId, mutant};
+use dtl::owner::Owner;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Tells a writer that its entry was handed to the kernel.
+/// Tells a writer that its entry was accepted: the kernel has it, and so have the peers, as far as they have a say.
 pub(crate) type Retired = oneshot::Receiver<Result<()>>;
 
 /// What a caller wants to append.
@@ -50,7 +53,7 @@ struct Rec {
     units: u64,
     /// The content, while the memory budget lasts.
     data: Option<Bytes>,
-    /// Where the content lies in the journal; `None` until the entry has retired.
+    /// Where the content lies in the journal; `None` until the kernel has it.
     loc: Option<JournalLoc>,
     /// When it retired: its age until it is sealed counts from here.
     retired_at: Duration,
@@ -108,6 +111,11 @@ pub(crate) struct Core {
     /// A retirement gave a claimed cluster free.
     unclaimed: bool,
     retire_waiters: Vec<(Lsn, oneshot::Sender<()>)>,
+    /// The last LSN that the kernel has.
+    journaled: Lsn,
+    /// What the peers allow; `None` where nobody is asked.
+    owner: Option<Box<Owner>>,
+    flush_waiters: Vec<(Lsn, oneshot::Sender<()>)>,
 }
 
 impl Core {
@@ -138,6 +146,9 @@ impl Core {
             mark: Mark::default(),
             unclaimed: false,
             retire_waiters: Vec::new(),
+            journaled: committed,
+            owner: None,
+            flush_waiters: Vec::new(),
         }
     }
 
@@ -275,18 +286,49 @@ impl Core {
             waiter: None,
             claim: None,
         });
-        self.retire(lsn, loc, Mark::default(), now);
+        self.journaled(lsn, loc, Mark::default());
+        self.retire(now);
         self.evicted = lsn;
     }
 
-    /// Event: the entry was handed to the kernel. In LSN order. Gives back how many bytes of
-    /// memory the entry holds.
-    pub fn retire(&mut self, lsn: Lsn, loc: JournalLoc, mark: Mark, now: Duration) -> u64 {
-        let expected = self.frontiers.accepted.next();
+    /// Event: the kernel has the entry. In LSN order; [`Core::advance`] follows.
+    pub fn journaled(&mut self, lsn: Lsn, loc: JournalLoc, mark: Mark) {
+        let expected = self.journaled.next();
         // A volume that closed has forgotten its entries; the journal may still be at work on some.
-        let Some(rec) = self.rec_mut(lsn) else { return 0 };
-        assert_eq!(lsn, expected, "entries retire in LSN order");
+        let Some(rec) = self.rec_mut(lsn) else { return };
+        assert_eq!(lsn, expected, "the journal takes entries in LSN order");
         rec.loc = Some(loc);
+        self.journaled = lsn;
+        self.mark = self.mark.max(mark);
+    }
+
+    /// Retires, in LSN order, what the kernel and the peers have. Gives back how many bytes of memory that holds.
+    pub fn advance(&mut self, now: Duration) -> u64 {
+        let before = self.frontiers.accepted;
+        let to = self.may_retire();
+        let mut held = 0;
+        while self.frontiers.accepted < to {
+            let Some(more) = self.retire(now) else { break };
+            held += more;
+        }
+        if self.frontiers.accepted == before {
+            return 0;
+        }
+        if !self.retire_waiters.is_empty() {
+            let lsn = self.frontiers.accepted;
+            let due = self.retire_waiters.extract_if(.., |(at, _)| *at <= lsn);
+            for (_, waiter) in due {
+                let _ = waiter.send(());
+            }
+        }
+        self.assert_order();
+        held
+    }
+
+    /// The next entry is accepted: it counts, and reads see it. `None` when the volume has forgotten it.
+    fn retire(&mut self, now: Duration) -> Option<u64> {
+        let lsn = self.frontiers.accepted.next();
+        let rec = self.rec_mut(lsn)?;
         rec.retired_at = now;
         let (kind, addr, count, claim) = (rec.kind, rec.addr, rec.count, rec.claim.take());
         let held = rec.data.as_ref().map_or(0, |d| d.len() as u64);
@@ -305,17 +347,9 @@ impl Core {
             self.unclaimed = true;
         }
         self.frontiers.accepted = lsn;
-        self.mark = self.mark.max(mark);
         self.unsealed_bytes += self.content_bytes(kind, count);
         self.unsealed_since.get_or_insert(now);
-        if !self.retire_waiters.is_empty() {
-            let due = self.retire_waiters.extract_if(.., |(at, _)| *at <= lsn);
-            for (_, waiter) in due {
-                let _ = waiter.send(());
-            }
-        }
-        self.assert_order();
-        held
+        Some(held)
     }
 
     /// A signal for when everything assigned so far has retired; `None` when it has.
@@ -405,15 +439,17 @@ impl Core {
             }
         }
         self.retire_waiters.clear();
+        self.flush_waiters.clear();
         self.claims.clear();
     }
 
     /// The volume closes: drops every entry, and tells their credit and how much memory the retired ones held.
     pub fn forget_entries(&mut self) -> Freed {
         let mut left = Freed::default();
-        for rec in self.recs.drain(..) {
+        let retired = self.frontiers.accepted.0 - self.frontiers.committed.0;
+        for (rec, nth) in self.recs.drain(..).zip(0..) {
             left.units += rec.units;
-            if rec.loc.is_some() {
+            if nth < retired {
                 left.content(rec.data);
             }
         }

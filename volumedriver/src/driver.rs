@@ -9,6 +9,7 @@ use crate::journal::{Journal, JournalSettings};
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
+use crate::replication::Opening;
 use crate::view::MapCache;
 use crate::volume::chain::Chain;
 use crate::volume::open::{self, Home};
@@ -184,7 +185,20 @@ impl Driver {
     /// epoch; when the backend or the journal knows a higher one, a higher one is taken, and
     /// [`Volume::status`] tells which. One open handle per volume: a second open is `Conflict`.
     pub async fn open(self: &Arc<Self>, pool: &Pool, id: VolumeId, epoch: Epoch) -> Result<Arc<Volume>> {
-        self.open_at(pool, id, epoch, None).await
+        self.open_at(pool, id, epoch, None, None).await
+    }
+
+    /// Opens a volume of which the registry knows who owned it and how it was replicated: recovers what was
+    /// acknowledged from the peers or from the write buffer, and replicates it from then on. `Denied` when what was
+    /// acknowledged may be out of reach.
+    pub async fn take_over(
+        self: &Arc<Self>,
+        pool: &Pool,
+        id: VolumeId,
+        epoch: Epoch,
+        opening: &Opening,
+    ) -> Result<Arc<Volume>> {
+        self.open_at(pool, id, epoch, None, Some(opening)).await
     }
 
     /// Opens a volume as the snapshot with this identity has it: its head goes back there. Its size stays, and
@@ -196,8 +210,9 @@ impl Driver {
         id: VolumeId,
         epoch: Epoch,
         snapshot: u128,
+        opening: Option<&Opening>,
     ) -> Result<Arc<Volume>> {
-        self.open_at(pool, id, epoch, Some(snapshot)).await
+        self.open_at(pool, id, epoch, Some(snapshot), opening).await
     }
 
     async fn open_at(
@@ -206,33 +221,34 @@ impl Driver {
         id: VolumeId,
         epoch: Epoch,
         back_to: Option<u128>,
+        opening: Option<&Opening>,
     ) -> Result<Arc<Volume>> {
-        let _opening = self.begin(id)?;
+        let _busy = self.begin(id)?;
         let account = {
             let mut open = self.open.lock();
             // One sick vPool leaves a quarter of the write buffer to the others.
             let limit = self.home.device.limit_bytes() / 4 * 3;
             open.pools.entry(pool.info.id).or_insert_with(|| Account::new(limit)).clone()
         };
-        let volume = Arc::new(open::open(&self.home, pool, account, id, epoch, back_to).await?);
+        let volume = Arc::new(open::open(&self.home, pool, account, id, epoch, back_to, opening).await?);
         self.open.lock().volumes.insert(id, Arc::downgrade(&volume));
         Ok(volume)
     }
 
-    fn begin(&self, id: VolumeId) -> Result<Opening<'_>> {
+    fn begin(&self, id: VolumeId) -> Result<Busy<'_>> {
         let mut open = self.open.lock();
         let is_open = open.volumes.get(&id).and_then(Weak::upgrade).is_some_and(|v| !v.is_closed());
         if is_open || !open.opening.insert(id) {
             return Err(Error::conflict(format!("volume {id} is open, or being opened or deleted")));
         }
-        Ok(Opening { driver: self, id })
+        Ok(Busy { driver: self, id })
     }
 
     /// Deletes a volume that is not open: puts the `deleted` Manifest, drops its journal records
     /// and index, removes its objects. May be called again after a crash or an error.
     /// Returns when no object but Manifests is left; [`Driver::purge`] removes those later.
     pub async fn delete(&self, pool: &Pool, id: VolumeId, epoch: Epoch) -> Result<()> {
-        let _opening = self.begin(id)?;
+        let _busy = self.begin(id)?;
         match self.mark_deleted(pool, id, epoch).await {
             Err(e) if e.kind == ErrorKind::NotFound => {}
             outcome => outcome?,
@@ -362,12 +378,12 @@ impl Driver {
 }
 
 /// A volume that is being opened or deleted; nobody else does either meanwhile.
-struct Opening<'a> {
+struct Busy<'a> {
     driver: &'a Driver,
     id: VolumeId,
 }
 
-impl Drop for Opening<'_> {
+impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.driver.open.lock().opening.remove(&self.id);
     }

@@ -18,6 +18,7 @@
 //! | [`log`] | the words of the log that all of them share |
 //! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
 //! | `background` | threads for what computes while nobody waits for it |
+//! | [`replication`] | the doors to the registry and to the peers that keep the tail of the log |
 //! | `credit` | back-pressure: dirty bytes are credits |
 //!
 //! Does not own: who may open a volume (objectrouter), how objects are stored (alba-proxy), how
@@ -44,6 +45,7 @@ pub mod inspect;
 pub mod journal;
 pub mod log;
 pub mod pool;
+pub mod replication;
 pub mod volume;
 
 pub use config::Settings;
@@ -51,6 +53,8 @@ pub use driver::{CreateVolume, Driver, ImageInfo};
 pub use format::{Description, Parent};
 pub use pool::{Pool, PoolInfo};
 pub use read_cache::CacheUse;
+pub use replication::{Opening, Peers, Recovered};
+pub use volume::replicas::ReplicationStatus;
 pub use volume::snapshot_device::SnapshotDevice;
 pub use volume::{
     CacheHits, Effort, Frontiers, ScrubStatus, Scrubbed, SnapshotChange, SnapshotInfo, Volume, VolumeState,

@@ -16,6 +16,8 @@
 //! | `differences` | where the head or a snapshot differs from another snapshot |
 //! | `chain` | the Manifests |
 //! | `tlogs` | the TLogs that the Manifest names |
+//! | `replicas` | the logs at peers: sending, flushing, and the task that does what their state calls for |
+//! | `takeover` | what a new owner recovers: sealed logs of peers, or the journal |
 //! | `persist` | puts and gets that do not give up |
 //!
 //! Does not own: the order of the log (`core`), the committed map (`index`), the journal.
@@ -30,9 +32,11 @@ pub(crate) mod persist;
 mod pump;
 mod read;
 pub(crate) mod reclaim;
+pub mod replicas;
 pub(crate) mod scrub;
 pub mod snapshot_device;
 pub(crate) mod snapshots;
+mod takeover;
 pub(crate) mod tlogs;
 pub(crate) mod write;
 
@@ -54,9 +58,10 @@ use common::{
 };
 use differences::Changes;
 use fetch::Reads;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use persist::Trouble;
 use pump::Command;
+use replicas::{Replicas, ReplicationStatus};
 pub use scrub::{Effort, ScrubStatus, Scrubbed};
 use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
@@ -119,6 +124,8 @@ pub struct VolumeStatus {
     pub cache_hits: CacheHits,
     /// Log cleaning.
     pub scrub: ScrubStatus,
+    /// How the tail of its log is replicated; `None` where no registry says.
+    pub replication: Option<ReplicationStatus>,
 }
 
 /// Clusters that were read, by where they were found, since the volume was opened. What has not left the write buffer
@@ -198,6 +205,8 @@ pub(crate) struct Shared {
     pub tlog_bytes: AtomicU64,
     /// There may be something to seal.
     pub wake: Notify,
+    /// Logs at peers; `None` where nobody is asked.
+    pub replicas: Option<Replicas>,
     /// A claimed cluster was given free, or the volume stopped.
     pub claims_free: Notify,
 }
@@ -239,17 +248,12 @@ impl Shared {
     pub fn sco_clusters(&self) -> u64 {
         u64::from(self.sco_size / self.cluster)
     }
-}
 
-impl Sink for Shared {
-    fn retired(&self, entries: &mut dyn Iterator<Item = Retired>) {
+    /// Accepts what may be accepted now, and does what follows from it.
+    pub fn advance(&self, mut core: MutexGuard<'_, Core>) {
         let now = self.clock.now();
-        let mut core = self.core.lock();
         let (before, since) = core.unsealed();
-        let mut held = 0;
-        for entry in entries {
-            held += core.retire(entry.lsn, entry.loc, entry.mark, now);
-        }
+        let held = core.advance(now);
         self.memory.add(held);
         let excess = self.memory.excess();
         let evicted = (excess > 0).then(|| core.evict(excess));
@@ -265,6 +269,25 @@ impl Sink for Shared {
         if claims {
             self.claims_free.notify_waiters();
         }
+    }
+
+    /// Sees to it that everything that was given out is sent to the peers and handed to the kernel. Without the
+    /// volume's lock.
+    pub fn commit(&self) {
+        if let Some(replicas) = &self.replicas {
+            replicas.drive();
+        }
+        self.journal.commit();
+    }
+}
+
+impl Sink for Shared {
+    fn retired(&self, entries: &mut dyn Iterator<Item = Retired>) {
+        let mut core = self.core.lock();
+        for entry in entries {
+            core.journaled(entry.lsn, entry.loc, entry.mark);
+        }
+        self.advance(core);
     }
 
     fn relocated(&self, epoch: Epoch, lsn: Lsn, loc: JournalLoc) {
@@ -318,6 +341,9 @@ impl Volume {
                 missed: shared.reads.missed.load(Ordering::Relaxed),
             },
             scrub: shared.scrubbing.status(),
+            replication: core
+                .replication()
+                .map(|config| ReplicationStatus { config: config.clone(), in_sync: core.is_in_sync() }),
         }
     }
 
@@ -415,6 +441,17 @@ impl Volume {
         Ok(SnapshotDevice::new(shared.clone(), view, self.commands.downgrade()))
     }
 
+    /// This is what the registry has of the volume's replication: somebody changed it, or took the volume over.
+    pub fn observe(&self, epoch: Epoch, config: dtl::Config) {
+        let shared = &self.shared;
+        let mut core = shared.core.lock();
+        core.observed(epoch, config, shared.clock.now());
+        shared.advance(core);
+        if let Some(replicas) = &shared.replicas {
+            replicas.wake();
+        }
+    }
+
     /// Whether [`Volume::close`] was called.
     pub(crate) fn is_closed(&self) -> bool {
         self.pump.lock().is_none()
@@ -441,6 +478,9 @@ impl Volume {
             }
             // It waits for a store that does not answer; what it was at is as safe as in a crash.
             Err(_) => abort.abort(),
+        }
+        if let Some(replicas) = &self.shared.replicas {
+            replicas.stop();
         }
         let left = self.shared.core.lock().forget_entries();
         self.shared.memory.sub(left.memory);

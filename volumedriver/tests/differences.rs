@@ -87,7 +87,7 @@ async fn a_rollback_differs_from_what_it_left() {
     v.drain(MINUTE).await.unwrap();
     v.close().await;
     let epoch = v.status().epoch.next();
-    let v = world.driver().roll_back(&world.pool, VOLUME, epoch, 1).await.unwrap();
+    let v = world.driver().roll_back(&world.pool, VOLUME, epoch, 1, None).await.unwrap();
     assert_eq!(changed(&*v, 1).await, [0; 0], "what it dropped does not count");
     assert_eq!(changed(&*v, 2).await, [1]);
     write(&v, 4).await;

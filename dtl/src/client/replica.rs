@@ -84,6 +84,13 @@ impl Replica {
     /// The volume gave out `entry`, the next one; to be called in the order of LSNs, when [`Source`] has it. Sends
     /// it, or sees to it that it is sent later; never waits.
     pub fn append(&self, entry: &Entry) {
+        if self.queue(entry) {
+            self.drive();
+        }
+    }
+
+    /// As [`Replica::append`], but it is sent by the next [`Replica::drive`]; `false` when there is nothing to send now.
+    pub fn queue(&self, entry: &Entry) -> bool {
         let bytes = entry.packed_len();
         let (queued, lags) = {
             let mut track = self.inner.track.lock();
@@ -99,12 +106,15 @@ impl Replica {
             }
             (queued, live && track.phase != Phase::Live)
         };
-        if queued {
-            self.shared.link.drive();
-        }
         if lags {
             self.shared.link.wake();
         }
+        queued
+    }
+
+    /// Sends what is queued, unless somebody is doing so.
+    pub fn drive(&self) {
+        self.shared.link.drive();
     }
 
     /// Asks for everything up to `lsn` to survive a loss of power there; [`Progress::flushed`] tells when.

@@ -363,7 +363,7 @@ impl Router {
         volume.close().await;
         let rolled_back = async {
             let epoch = self.change_record(vdisk, |record| record.epoch = record.epoch.next()).await?.epoch;
-            self.driver.roll_back(&pool, vdisk.id, epoch, snapshot).await
+            self.driver.roll_back(&pool, vdisk.id, epoch, snapshot, None).await
         };
         match rolled_back.await {
             Ok(volume) => {

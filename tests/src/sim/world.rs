@@ -140,7 +140,7 @@ impl World {
 
     /// Opens the first volume, which is closed, as a snapshot has it.
     pub async fn roll_back(&mut self, snapshot: u128) -> Result<()> {
-        self.volumes[0] = self.driver()?.roll_back(&self.pools[0], id(0), Epoch(1), snapshot).await?;
+        self.volumes[0] = self.driver()?.roll_back(&self.pools[0], id(0), Epoch(1), snapshot, None).await?;
         Ok(())
     }
 

@@ -13,7 +13,9 @@
 use super::chain::Chain;
 use super::differences::Changes;
 use super::pump::Pump;
+use super::replicas::Replicas;
 use super::snapshots::{SnapshotSet, Snapshots};
+use super::takeover;
 use super::tlogs::{self, TLogSet, TailSco};
 use super::{MemoryBudget, Shared, Volume};
 use crate::config::Settings;
@@ -32,8 +34,10 @@ use crate::lsns::Lsns;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
 use crate::read_cache::ReadCache;
+use crate::replication::{Opening, Recovered};
 use crate::view::{MapCache, View, Views};
 use common::{Clock, Epoch, Error, ErrorKind, Lsn, ObjectStore, Result, Table, VolumeId, mutant};
+use dtl::owner::Owner;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -95,6 +99,7 @@ pub(crate) async fn open(
     id: VolumeId,
     epoch: Epoch,
     back_to: Option<u128>,
+    opening: Option<&Opening>,
 ) -> Result<Volume> {
     let store = pool.store.clone();
     let started = home.clock.now();
@@ -173,6 +178,7 @@ pub(crate) async fn open(
         scrubbing: Default::default(),
         tlog_bytes: AtomicU64::new(0),
         wake: Notify::new(),
+        replicas: opening.map(|opening| Replicas::new(opening.peers.clone())),
         claims_free: Notify::new(),
     });
 
@@ -180,8 +186,8 @@ pub(crate) async fn open(
     if home.created.lock().contains(&id) {
         recovered.damage.retain(|damage| !matches!(damage, Damage::Gap { .. }));
     }
-    let outcome = finish(home, &shared, &mut image, covered, recovered, back_to.is_some()).await;
-    let replayed = match outcome {
+    let outcome = finish(home, &shared, &mut image, covered, recovered, back_to.is_some(), opening).await;
+    let (replayed, tails) = match outcome {
         Ok(replayed) => replayed,
         Err(error) => {
             home.journal.detach(id);
@@ -194,6 +200,9 @@ pub(crate) async fn open(
     let Image { chain, tlogs, snapshots, .. } = image;
     let pump = Pump::new(shared.clone(), chain, (tlogs, snapshots), home.uploads.clone(), inbox);
     let pump = tokio::spawn(pump.run());
+    if let Some(replicas) = &shared.replicas {
+        replicas.start(&shared, tails);
+    }
     let took = home.clock.now().saturating_sub(started);
     tracing::info!(volume = %id, %epoch, committed = %covered, replayed, tail_scos = tail.len(), ?took, "volume open");
     Ok(Volume { shared, commands, pump: Mutex::new(Some(pump)), views: home.views.clone() })
@@ -247,9 +256,16 @@ async fn finish(
     covered: Lsn,
     recovered: RecoveredVolume,
     rollback: bool,
-) -> Result<usize> {
+    opening: Option<&Opening>,
+) -> Result<(usize, Vec<dtl::registration::Tail>)> {
     let fenced = image.chain.current().clone();
-    let run = contiguous(&fenced, covered, recovered)?;
+    let mut run = contiguous(&fenced, covered, recovered)?;
+    let mut lost = None;
+    if let Some(opening) = opening {
+        let cut = |epoch| fenced.last_lsn(epoch);
+        let tail = takeover::recover(shared, opening, covered, &cut, run).await?;
+        (run, lost) = (tail.run, tail.lost);
+    }
     let last = Lsn(covered.0 + run.len() as u64);
     if rollback && !run.is_empty() {
         // They would come behind the snapshot, and snapshots among them would be lost.
@@ -285,6 +301,14 @@ async fn finish(
         Err(e) if e.kind == ErrorKind::Conflict => return Err(image.chain.foreign(&key).await),
         outcome => outcome?,
     }
+    // Only now is it known how far the epoch went that ended: the registry is told, and who has its end.
+    let begun = match opening {
+        Some(opening) => {
+            let recovered = Recovered { epoch, committed: covered, last, lost };
+            Some((opening.peers.begin(shared.id, recovered).await?, opening.patience))
+        }
+        None => None,
+    };
     shared.tlog_bytes.store(image.tlogs.bytes(), std::sync::atomic::Ordering::Relaxed);
     let listed: Vec<_> = image.snapshots.iter().cloned().collect();
     shared.changes.named(image.chain.current(), &image.tlogs, listed.clone());
@@ -302,7 +326,11 @@ async fn finish(
             shared.snapshots.take(about.clone(), core.size())?;
         }
     }
-    Ok(replayed)
+    let tails = begun.map(|(registration, patience)| {
+        core.replicate(Owner::new(epoch, registration.config, last, patience));
+        registration.tails
+    });
+    Ok((replayed, tails.unwrap_or_default()))
 }
 
 /// The snapshots whose markers are among these entries of the write buffer.

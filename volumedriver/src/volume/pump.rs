@@ -306,6 +306,9 @@ impl Pump {
             shared.metrics.scos.inc();
             shared.metrics.sco_bytes.inc_by(sco.len);
             shared.journal.release(shared.id, sco.lsn_hi);
+            if let Some(replicas) = &shared.replicas {
+                replicas.committed(sco.lsn_hi);
+            }
             tracing::debug!(volume = %shared.id, sco = %sco.id, committed = %sco.lsn_hi, "committed");
             self.tail.push(sco);
             if let Some((about, lsn)) = marker {

@@ -48,7 +48,7 @@ impl Submitted<'_> {
         if mutant::is_on("acknowledge-before-the-journal") {
             return Ok(());
         }
-        self.shared.journal.commit();
+        self.shared.commit();
         for retired in std::mem::take(&mut self.waiting) {
             // A dropped sender means that the volume went away with the entry.
             retired.await.map_err(|_| Error::unavailable("the volume is closed"))??;
@@ -60,7 +60,7 @@ impl Submitted<'_> {
 impl Drop for Submitted<'_> {
     fn drop(&mut self) {
         if !self.waiting.is_empty() {
-            self.shared.journal.commit();
+            self.shared.commit();
         }
     }
 }
@@ -175,7 +175,7 @@ impl Shared {
             Some(credit) => credit,
             None => {
                 // What was submitted may be what others wait for.
-                self.journal.commit();
+                self.commit();
                 self.credits.acquire(data.len() as u64).await?
             }
         };
@@ -198,7 +198,7 @@ impl Shared {
                     waiting = Some(notified);
                 }
                 Some(notified) => {
-                    self.journal.commit();
+                    self.commit();
                     notified.await;
                 }
             }
@@ -212,6 +212,9 @@ impl Shared {
         append: Append,
     ) -> Result<()> {
         let (entry, retired) = core.append(append)?;
+        if let Some(replicas) = &self.replicas {
+            replicas.append(core, &entry, &*self.clock);
+        }
         let sink: Arc<dyn Sink> = self.clone();
         if let Err(error) = self.journal.submit(&sink, entry) {
             // The LSN is given out and will never retire: the log of this epoch ends here.
@@ -235,7 +238,7 @@ impl Shared {
         if let Some(retired) = retired
             && !mutant::is_on("modify-reads-too-early")
         {
-            self.journal.commit();
+            self.commit();
             retired.await.map_err(|_| Error::unavailable("the volume is closed"))?;
         }
         let mut content = self.read_clusters(addr, 1).await?.to_vec();
@@ -263,22 +266,39 @@ impl Shared {
                     return Ok(Claim { shared: self, addr, handed_over: false });
                 }
             }
-            self.journal.commit();
+            self.commit();
             notified.await;
         }
     }
 
     /// Returns when everything acknowledged before the call survives a power cut.
     pub async fn flush(&self) -> Result<()> {
-        let (lsn, mark) = {
-            let core = self.core.lock();
+        let (lsn, mark, peers) = {
+            let mut core = self.core.lock();
             core.check()?;
-            core.accepted()
+            let (lsn, mark) = core.accepted();
+            let peers = self.replicas.is_some() && core.flush_wanted(lsn, self.clock.now());
+            (lsn, mark, peers)
         };
+        if peers && let Some(replicas) = &self.replicas {
+            // They sync while we do.
+            replicas.flush(lsn);
+        }
         if !self.journal.is_durable(mark) && !mutant::is_on("flush-without-sync") {
             self.journal.sync().await?;
         }
-        self.core.lock().synced(lsn);
+        let flushed = {
+            let mut core = self.core.lock();
+            core.synced(lsn);
+            core.wait_flushed(lsn)
+        };
+        if let Some(flushed) = flushed
+            && !mutant::is_on("flush-without-peers")
+            && flushed.await.is_err()
+        {
+            self.core.lock().check()?;
+            return Err(Error::unavailable("the volume is closed"));
+        }
         Ok(())
     }
 
