@@ -11,7 +11,7 @@ use dtl::registration::Tail;
 use dtl::service::{Metrics, Service};
 use dtl::storage::{Limits, Store};
 use dtl::transport::{Dial, Stream};
-use dtl::{Config, Mode, Needed, OnFailure, Registration};
+use dtl::{Config, Mode, Needed, OnFailure, PeerLog, Registration, Status};
 use parking_lot::Mutex;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -33,8 +33,11 @@ struct Record {
     owner: usize,
     epoch: Epoch,
     served: Registration,
-    /// Which journal the owner had.
+    /// Which journal the owner had, and which boot of its machine.
     journal: u64,
+    boot: u64,
+    /// Which life of each peer was named.
+    lives: Vec<(PeerLog, usize, u64)>,
     lost: Option<String>,
 }
 
@@ -58,6 +61,9 @@ struct Router {
     disk: SimDisk,
     table: Arc<SimTable>,
     journal: u64,
+    boot: u64,
+    /// Number of its process.
+    life: u64,
     driver: Option<Arc<Driver>>,
     service: Option<Service>,
     /// Nothing comes out of it.
@@ -124,21 +130,43 @@ struct Network {
     routers: Vec<Mutex<Router>>,
 }
 
-struct To(Arc<Network>, usize);
+/// From a process to a router.
+struct To {
+    network: Arc<Network>,
+    from: Process,
+    to: usize,
+}
+
+/// A process, as far as others notice that it died.
+#[derive(Clone)]
+struct Process(watch::Receiver<bool>);
+
+impl Process {
+    fn is_dead(&self) -> bool {
+        self.0.has_changed().is_err()
+    }
+
+    async fn death(&mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
+}
 
 #[async_trait]
 impl Dial for To {
     async fn dial(&self) -> std::io::Result<Stream> {
-        let router = self.0.routers[self.1].lock();
+        if self.from.is_dead() {
+            return Err(std::io::ErrorKind::NotConnected.into());
+        }
+        let router = self.network.routers[self.to].lock();
         let service = router.service.clone().ok_or(std::io::ErrorKind::ConnectionRefused)?;
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let pipe = Pipe { stream: theirs, frozen: router.frozen.subscribe(), thaw: None };
-        let mut dead = router.frozen.subscribe();
+        let (mut from, mut to) = (self.from.clone(), Process(router.frozen.subscribe()));
         tokio::spawn(async move {
             tokio::select! {
                 () = service.serve(Stream::any(pipe)) => {}
-                // The sender goes with the process.
-                _ = async { while dead.changed().await.is_ok() {} } => {}
+                () = from.death() => {}
+                () = to.death() => {}
             }
         });
         Ok(Stream::any(ours))
@@ -152,6 +180,19 @@ struct View {
     registry: Arc<Registry>,
     clients: Vec<Arc<Client>>,
     journal: u64,
+    boot: u64,
+    process: Process,
+    network: Arc<Network>,
+}
+
+impl View {
+    /// A dead process asks nothing and hears nothing.
+    async fn answers(&self) {
+        self.registry.answers().await;
+        if self.process.is_dead() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 #[async_trait]
@@ -170,32 +211,41 @@ impl Peers for View {
     }
 
     async fn propose(&self, _: VolumeId, expect: (Epoch, u64), new: &Config) -> Outcome {
-        self.registry.answers().await;
+        self.answers().await;
         let mut record = self.registry.record.lock();
         if (record.epoch, record.served.epoch, record.served.config.config) == (expect.0, expect.0, expect.1)
         {
             record.served.config = new.clone();
+            let known = std::mem::take(&mut record.lives);
+            // Of a log that stays it is the life that its router had when it was named.
+            for peer in &new.peers {
+                let n = (0..ROUTERS).find(|n| name(*n) == peer.node).unwrap();
+                let before = known.iter().find(|(log, ..)| log == peer).map(|known| known.2);
+                let life = before.unwrap_or_else(|| self.network.routers[n].lock().life);
+                record.lives.push((peer.clone(), n, life));
+            }
             return Outcome::Applied;
         }
         Outcome::Refused(Some((record.epoch, record.served.config.clone())))
     }
 
     async fn begin(&self, _: VolumeId, recovered: Recovered) -> Result<Registration> {
-        self.registry.answers().await;
+        self.answers().await;
         let mut record = self.registry.record.lock();
         if record.owner != self.node || record.epoch > recovered.epoch {
             return Err(Error::fenced("somebody else owns it"));
         }
         let Recovered { epoch, committed, last, lost } = recovered;
         record.epoch = epoch;
+        record.lives.clear();
         record.served = record.served.begun(self.name.clone(), epoch, committed, last);
-        record.journal = self.journal;
+        (record.journal, record.boot) = (self.journal, self.boot);
         record.lost = lost.or(record.lost.take());
         Ok(record.served.clone())
     }
 
     async fn drop_tails(&self, _: VolumeId, epoch: Epoch, committed: Lsn) -> Result<Vec<Tail>> {
-        self.registry.answers().await;
+        self.answers().await;
         let mut record = self.registry.record.lock();
         if record.served.epoch != epoch {
             return Err(Error::fenced("somebody else owns it"));
@@ -210,10 +260,15 @@ pub struct Routers {
     pool: Pool,
     network: Arc<Network>,
     registry: Arc<Registry>,
+    seal_age_seconds: u64,
 }
 
 impl Routers {
     pub async fn new(seed: u64, mode: Mode, on_failure: OnFailure) -> Routers {
+        Self::with(seed, Config::alone(mode, 1, Needed::All, on_failure), 3600).await
+    }
+
+    pub async fn with(seed: u64, config: Config, seal_age_seconds: u64) -> Routers {
         let store = SimObjectStore::new(seed);
         let info = PoolInfo { id: 7, name: "p".into(), cluster_size: CLUSTER as u32 };
         let pool = Pool::create(Arc::new(store.clone()), info, Duration::ZERO).await.unwrap();
@@ -223,17 +278,20 @@ impl Routers {
                 disk: SimDisk::new(),
                 table: Arc::new(SimTable::new()),
                 journal: n as u64,
+                boot: 0,
+                life: 0,
                 driver: None,
                 service: None,
                 frozen: watch::Sender::new(false),
             })
         };
-        let config = Config::alone(mode, 1, Needed::All, on_failure);
         let record = Record {
             owner: 0,
             epoch: Epoch(1),
             served: Registration::fresh(name(0), config),
             journal: u64::MAX,
+            boot: 0,
+            lives: Vec::new(),
             lost: None,
         };
         let registry =
@@ -243,6 +301,7 @@ impl Routers {
             pool,
             network: Arc::new(Network { routers: (0..ROUTERS).map(router).collect() }),
             registry: Arc::new(registry),
+            seal_age_seconds,
         };
         for n in 0..ROUTERS {
             routers.boot(n).await;
@@ -269,7 +328,7 @@ impl Routers {
             let router = self.network.routers[n].lock();
             (router.disk.process(), router.table.clone())
         };
-        let settings = Settings { seal_age_seconds: 3600, ..settings() };
+        let settings = Settings { seal_age_seconds: self.seal_age_seconds, ..settings() };
         let mut metrics = Default::default();
         let clock: Arc<dyn Clock> = self.clock.clone();
         let driver =
@@ -283,6 +342,7 @@ impl Routers {
         );
         let mut router = self.network.routers[n].lock();
         (router.driver, router.service) = (Some(driver), Some(service));
+        router.life += 1;
     }
 
     /// SIGKILL.
@@ -303,6 +363,39 @@ impl Routers {
         router.disk = SimDisk::new();
         router.table = Arc::new(SimTable::new());
         router.journal += 100;
+    }
+
+    /// The power fails: of what was not synced, each sector is lost or not.
+    pub fn cut_power(&self, n: usize, chance: &mut fastrand::Rng) {
+        self.kill(n);
+        let mut router = self.network.routers[n].lock();
+        router.disk.crash(|| chance.bool());
+        router.table.crash(|n| chance.usize(0..=n));
+        router.boot += 1;
+    }
+
+    /// Whether its process runs.
+    pub fn is_up(&self, n: usize) -> bool {
+        self.network.routers[n].lock().driver.is_some()
+    }
+
+    pub fn freeze(&self, n: usize) {
+        self.network.routers[n].lock().frozen.send_replace(true);
+    }
+
+    /// Whether the registry says that the peers have everything.
+    pub fn is_named_in_sync(&self) -> bool {
+        let served = self.registered();
+        served.config.status == Status::InSync && served.config.mode != Mode::None
+    }
+
+    /// Whether what the registry says is true: no peer has died since, and the owner has not noticed yet.
+    pub fn peers_hold(&self) -> bool {
+        let named = self.registry.record.lock().lives.clone();
+        self.is_named_in_sync()
+            && named
+                .iter()
+                .all(|(_, n, life)| self.is_up(*n) && self.network.routers[*n].lock().life == *life)
     }
 
     pub fn freeze_all_but(&self, n: usize) {
@@ -335,17 +428,21 @@ impl Routers {
     }
 
     async fn take(&self, n: usize, forced: bool) -> Result<Arc<Volume>> {
-        let journal = self.network.routers[n].lock().journal;
-        let (epoch, registration, same_journal) = {
+        let (journal, process, boot) = {
+            let router = self.network.routers[n].lock();
+            (router.journal, Process(router.frozen.subscribe()), router.boot)
+        };
+        let (epoch, registration, same_journal, same_boot) = {
             let mut record = self.registry.record.lock();
             record.epoch = record.epoch.next();
             record.owner = n;
             let same = record.served.owner == name(n) && record.journal == journal;
-            (record.epoch, record.served.clone(), same)
+            let same_boot = record.boot == boot;
+            (record.epoch, record.served.clone(), same, same_boot)
         };
         let clock: Arc<dyn Clock> = self.clock.clone();
         let clients = (0..ROUTERS).map(|to| {
-            let dial = Arc::new(To(self.network.clone(), to));
+            let dial = Arc::new(To { network: self.network.clone(), from: process.clone(), to });
             Arc::new(Client::new(dial, dtl::client::Settings::default(), clock.clone()))
         });
         let view = View {
@@ -354,11 +451,14 @@ impl Routers {
             registry: self.registry.clone(),
             clients: clients.collect(),
             journal,
+            boot,
+            process,
+            network: self.network.clone(),
         };
         let opening = Opening {
             registration,
             same_journal,
-            same_boot: true,
+            same_boot,
             forced,
             peers: Arc::new(view),
             patience: Patience::default(),
