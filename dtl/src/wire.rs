@@ -290,7 +290,7 @@ impl Reply {
             Reply::Stall(lsn) => put(buf, verb::STALL, id, |b| b.put_u64_le(lsn.0)),
             Reply::Resume(lsn) => put(buf, verb::RESUME, id, |b| b.put_u64_le(lsn.0)),
             Reply::Failed(kind, message) => put(buf, verb::FAILED, id, |b| {
-                b.put_u8(kind_number(*kind));
+                b.put_u8(kind.number());
                 let cut = message.floor_char_boundary(MAX_MESSAGE);
                 b.put_slice(&message.as_bytes()[..cut]);
             }),
@@ -307,24 +307,6 @@ impl Reply {
             Reply::Pong => put(buf, verb::PONG, id, |_| {}),
         }
     }
-}
-
-const KINDS: [ErrorKind; 11] = [
-    ErrorKind::Unavailable,
-    ErrorKind::NotOwner,
-    ErrorKind::Fenced,
-    ErrorKind::NotFound,
-    ErrorKind::Conflict,
-    ErrorKind::Invalid,
-    ErrorKind::NoSpace,
-    ErrorKind::Corrupt,
-    ErrorKind::Unsupported,
-    ErrorKind::Denied,
-    ErrorKind::Internal,
-];
-
-fn kind_number(kind: ErrorKind) -> u8 {
-    KINDS.iter().position(|k| *k == kind).unwrap_or(10) as u8
 }
 
 /// Decoders of what comes over the wire, for fuzzers and property tests: they must not panic.
