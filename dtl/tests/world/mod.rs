@@ -139,12 +139,12 @@ pub struct Peer {
 
 impl Peer {
     pub fn new(kind: Kind, clock: Arc<dyn Clock>) -> Arc<Peer> {
-        let limits = Limits { capacity: 8 << 20, volume_bytes: 2 << 20, volumes: 4096, logs_per_volume: 8 };
+        let limits = Limits { capacity: 8 << 20, volume_bytes: 2 << 20, volumes: 1100, logs_per_volume: 4 };
         Self::with(kind, limits, clock)
     }
 
     pub fn with(kind: Kind, limits: Limits, clock: Arc<dyn Clock>) -> Arc<Peer> {
-        Self::with_segments(kind, limits, (256 << 10, 16), clock)
+        Self::with_segments(kind, limits, (1 << 20, 16), clock)
     }
 
     pub fn with_segments(
