@@ -255,9 +255,9 @@ fn main() {
             addresses.push(Address::Unix(path));
             addresses.push(Address::Tcp(tcp.local_addr().expect("bound").to_string(), None));
             let (s, stop) = (service.clone(), stopped.clone());
-            tokio::spawn(async move { s.serve_unix(unix, stop).await });
+            tokio::spawn(async move { s.listen(dtl::service::Door::Unix(unix), stop).await });
             let stop = stopped.clone();
-            tokio::spawn(async move { service.serve_tcp(tcp, None, stop).await });
+            tokio::spawn(async move { service.listen(dtl::service::Door::Tcp(tcp, None), stop).await });
         }
     });
     let bare = dir.path().join("bare");
