@@ -236,8 +236,15 @@ impl World {
         }
         let config = Config::alone(mode, random.u8(1..3), needed, failure);
         let owner = Process::new((&peers, &clock), 1, config.clone(), 0);
-        let registration =
-            Registration { owner: name("owner"), epoch: Epoch(1), config, tails: Vec::new(), clean: false };
+        let registration = Registration {
+            owner: name("owner"),
+            epoch: Epoch(1),
+            claimed: Epoch(1),
+            config,
+            tails: Vec::new(),
+            clean: false,
+            losses: Vec::new(),
+        };
         World {
             random,
             peers,
