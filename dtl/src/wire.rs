@@ -309,7 +309,8 @@ impl Reply {
     }
 }
 
-/// Decoders of what comes over the wire, for fuzzers and property tests: they must not panic.
+/// Decoders of what comes over the wire, for fuzzers and property tests: they must not panic, and what is read is
+/// written the same.
 pub fn fuzz(bytes: &[u8]) {
     if let Some(first) = bytes.first_chunk() {
         let _ = prologue(first);
@@ -317,9 +318,33 @@ pub fn fuzz(bytes: &[u8]) {
     let mut decoder = Decoder::default();
     decoder.buffer().extend_from_slice(bytes);
     while let Ok(Some(frame)) = decoder.frame() {
-        let _ = frame.request();
-        let _ = frame.reply();
+        let mut again = Decoder::default();
+        if let Ok(request) = frame.request() {
+            request.put(again.buffer(), frame.id);
+            assert_eq!(again.frame().map(|f| f.map(|f| f.request())), Ok(Some(Ok(request))));
+        }
+        let mut again = Decoder::default();
+        if let Ok(reply) = frame.reply() {
+            reply.put(again.buffer(), frame.id);
+            let said = again.frame().map(|f| f.map(|f| f.reply()));
+            // A message that is too long is cut, and what is no text is mended.
+            assert!(matches!(reply, Reply::Failed(..)) || said == Ok(Some(Ok(reply))));
+        }
     }
+}
+
+/// The same frames with lengths and checksums made right, for fuzzers.
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut made = BytesMut::new();
+    let mut rest = bytes;
+    while let Some((head, body)) = rest.split_at_checked(HEAD) {
+        let len = usize::from(u16::from_le_bytes([head[0], head[1]])).min(body.len());
+        let id = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        put_head(&mut made, head[4], id, len, crc32c(&body[..len]));
+        made.put_slice(&body[..len]);
+        rest = &body[len..];
+    }
+    made.to_vec()
 }
 
 #[cfg(test)]

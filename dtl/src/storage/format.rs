@@ -307,3 +307,20 @@ impl VolumeState {
         Ok(VolumeState { floor, logs })
     }
 }
+
+/// A header, or a record, with its checksum made right.
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut made = bytes.to_vec();
+    if made.starts_with(&SEGMENT.to_le_bytes()) && made.len() >= HEADER {
+        let crc = crc32c(&made[..56]);
+        made[56..60].copy_from_slice(&crc.to_le_bytes());
+    } else if made.starts_with(&RECORD.to_le_bytes()) && made.len() >= FIXED {
+        let items = usize::from(u16::from_le_bytes([made[6], made[7]])).min(MAX_ITEMS);
+        let end = header_len(items) - 4;
+        if made.len() >= end + 4 {
+            let crc = crc32c(&made[..end]);
+            made[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+    made
+}
