@@ -323,6 +323,11 @@ impl Owner {
         self.step(now);
     }
 
+    /// Whether there is something to be done.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
     /// What is to be done now.
     pub fn take_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

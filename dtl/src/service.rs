@@ -8,12 +8,10 @@
 mod channel;
 mod connection;
 
+use crate::metrics::ServiceMetrics;
 use crate::storage::Store;
 use crate::transport::Stream;
 use common::Clock;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -51,47 +49,24 @@ impl Default for Settings {
     }
 }
 
-/// Counters of a service.
-#[derive(Debug, Clone, Default)]
-pub struct Metrics {
-    entries: Counter,
-    bytes: Counter,
-    flushes: Counter,
-    stalls: Counter,
-    seals: Counter,
-    refused: Counter,
-    connections: Gauge,
-}
-
-impl Metrics {
-    /// Registers them.
-    pub fn new(registry: &mut Registry) -> Self {
-        let m = Metrics::default();
-        let name = |n: &str| format!("storagerouter_dtl_{n}");
-        registry.register(name("appended_entries"), "Entries taken into logs", m.entries.clone());
-        registry.register(name("appended_bytes"), "Their bytes", m.bytes.clone());
-        registry.register(name("flushes"), "Flushes of logs", m.flushes.clone());
-        registry.register(name("stalls"), "Times that a log had no room", m.stalls.clone());
-        registry.register(name("seals"), "Volumes sealed at a new epoch", m.seals.clone());
-        registry.register(name("refused_connections"), "Connections turned away", m.refused.clone());
-        registry.register(name("connections"), "Open connections", m.connections.clone());
-        m
-    }
-}
-
 /// A DTL service. Clones share it.
 #[derive(Clone)]
 pub struct Service {
     store: Arc<Store>,
     settings: Settings,
     clock: Arc<dyn Clock>,
-    metrics: Metrics,
+    metrics: ServiceMetrics,
     connections: Arc<Semaphore>,
 }
 
 impl Service {
     /// A service of the logs in `store`.
-    pub fn new(store: Arc<Store>, settings: Settings, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+        metrics: ServiceMetrics,
+    ) -> Self {
         let connections = Arc::new(Semaphore::new(settings.max_connections));
         Service { store, settings, clock, metrics, connections }
     }

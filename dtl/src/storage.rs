@@ -54,6 +54,30 @@ impl Default for DiskSettings {
     }
 }
 
+impl DiskSettings {
+    /// Says what can't be.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(&self) -> Result<()> {
+        if !self.segment_size.is_multiple_of(4096) || !(64 << 10..=1 << 30).contains(&self.segment_size) {
+            return Err(Error::invalid(
+                "dtl: the segment size is not a multiple of 4096 from 64 KiB to 1 GiB",
+            ));
+        }
+        if self.segments < 4 {
+            return Err(Error::invalid("dtl: there are fewer than four segments"));
+        }
+        // Behind it the largest entry must fit, half a segment.
+        if self.limits.control_bytes() > self.segment_size / 8 * 3 || self.limits.logs_per_volume > 1024 {
+            return Err(Error::invalid(
+                "dtl: a segment is too small for what is to be known of so many volumes and logs",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// An entry to be appended, and what became of it.
 #[derive(Debug, Clone)]
 pub struct Incoming {
@@ -65,6 +89,23 @@ pub struct Incoming {
     pub packed: Packed,
 }
 
+/// What a store holds, and what it cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Volumes of which anything is known.
+    pub volumes: u64,
+    /// Logs.
+    pub logs: u64,
+    /// Bytes of them, with what is needed to find them.
+    pub bytes: u64,
+    /// The most of these bytes.
+    pub capacity: u64,
+    /// Syncs of segments.
+    pub syncs: u64,
+    /// A write or a sync failed: nothing is taken until the next start.
+    pub failed: bool,
+}
+
 /// The logs of a service.
 pub struct Store {
     logs: Mutex<Logs>,
@@ -72,6 +113,12 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     /// Changes when there may be room again.
     room: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.tally().fmt(f)
+    }
 }
 
 impl Store {
@@ -90,21 +137,7 @@ impl Store {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
     ) -> Result<(Arc<Store>, Recovered)> {
-        if !settings.segment_size.is_multiple_of(4096)
-            || !(64 << 10..=1 << 30).contains(&settings.segment_size)
-        {
-            return Err(Error::invalid(
-                "dtl: the segment size is not a multiple of 4096 from 64 KiB to 1 GiB",
-            ));
-        }
-        if settings.segments < 4 {
-            return Err(Error::invalid("dtl: there are fewer than four segments"));
-        }
-        if settings.limits.control_bytes() > settings.segment_size / 8 * 3 {
-            return Err(Error::invalid(
-                "dtl: a segment is too small for what is to be known of so many volumes and logs",
-            ));
-        }
+        settings.check()?;
         let found = recover::recover(&disk, settings.limits).await?;
         let back = DiskBack::new(settings, disk, found.segments, found.next_life, found.names, &*clock);
         let room = watch::Sender::new(0);
@@ -305,6 +338,20 @@ impl Store {
         self.logs.lock().bytes()
     }
 
+    /// What it holds, and what it cost.
+    pub fn tally(&self) -> Tally {
+        let back = self.back.as_ref();
+        let logs = self.logs.lock();
+        Tally {
+            volumes: logs.volumes.len() as u64,
+            logs: logs.volumes.values().map(|v| v.logs.len() as u64).sum(),
+            bytes: logs.bytes(),
+            capacity: logs.capacity(),
+            syncs: back.map_or(0, DiskBack::syncs),
+            failed: back.is_some_and(|b| b.check().is_err()),
+        }
+    }
+
     /// Volumes of which anything is known.
     pub fn volumes(&self) -> Vec<VolumeId> {
         self.logs.lock().volumes.keys().copied().collect()
@@ -336,8 +383,17 @@ async fn apart<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send +
 /// Decoders of what lies on disk, for fuzzers and property tests: they must not panic.
 pub fn fuzz(bytes: &[u8]) {
     let _ = format::SegmentHeader::decode(bytes);
-    let _ = format::VolumeState::decode(bytes);
+    if let Ok(state) = format::VolumeState::decode(bytes) {
+        let mut again = bytes::BytesMut::new();
+        state.encode(&mut again);
+        assert_eq!(again, bytes);
+    }
     if let Ok(record) = format::decode_record(bytes) {
         assert!(record.header_len <= bytes.len());
     }
+}
+
+/// The same bytes with the checksums of a segment's header and of a record made right, for fuzzers.
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    format::with_checksums(bytes)
 }

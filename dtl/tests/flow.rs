@@ -324,7 +324,7 @@ async fn it_runs_over_unix_sockets_tcp_and_tls() {
         store,
         Default::default(),
         clock.clone(),
-        dtl::service::Metrics::default(),
+        dtl::metrics::ServiceMetrics::default(),
     );
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (server, with) = tls();

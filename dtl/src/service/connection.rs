@@ -202,10 +202,11 @@ impl<'s> Connection<'s> {
             Request::Read(key, next, credit) => {
                 if self.reads.len() >= MAX_READS || self.slow.len() >= MAX_SLOW {
                     self.fail(id, &Error::unavailable("too many reads at a time"));
-                } else if self.reads.contains_key(&id) {
-                    return Err("a read of a number that is in use".into());
                 } else {
-                    self.reads.insert(id, Reading { key, next, credit: u64::from(credit), fetching: false });
+                    let reading = Reading { key, next, credit: u64::from(credit), fetching: false };
+                    if self.reads.insert(id, reading).is_some() {
+                        return Err("a read of a number that is in use".into());
+                    }
                 }
             }
             Request::Credit(credit) => {

@@ -172,6 +172,10 @@ impl Logs {
         self.bytes
     }
 
+    pub fn capacity(&self) -> u64 {
+        self.limits.capacity
+    }
+
     fn volume(&mut self, id: VolumeId) -> Result<&mut Volume> {
         let full = self.volumes.len() >= self.limits.volumes && !self.volumes.contains_key(&id);
         if full {

@@ -120,7 +120,7 @@ async fn nobody_comes_between_a_write_and_its_place_in_the_log() {
         for _ in 0..100 {
             let taken = store.back.as_ref().unwrap().appender.try_lock().is_ok();
             assert!(!taken, "a seal would not see it");
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::park_timeout(Duration::from_millis(2));
         }
     });
     assert_eq!(append.await.unwrap()[0].clone().unwrap(), Admission::Take);
