@@ -30,7 +30,32 @@ pub enum ErrorKind {
     Internal,
 }
 
+/// Kinds as numbers, in answers that are stored and sent: the place in this table. A new one is added at its end.
+const NUMBERS: [ErrorKind; 11] = [
+    ErrorKind::Unavailable,
+    ErrorKind::NotOwner,
+    ErrorKind::Fenced,
+    ErrorKind::NotFound,
+    ErrorKind::Conflict,
+    ErrorKind::Invalid,
+    ErrorKind::NoSpace,
+    ErrorKind::Corrupt,
+    ErrorKind::Unsupported,
+    ErrorKind::Denied,
+    ErrorKind::Internal,
+];
+
 impl ErrorKind {
+    /// The number of the kind in the project's own protocols and stored answers.
+    pub fn number(self) -> u8 {
+        NUMBERS.iter().position(|k| *k == self).unwrap_or(NUMBERS.len() - 1) as u8
+    }
+
+    /// The kind of that number; `None`: a newer version's.
+    pub fn from_number(number: u8) -> Option<ErrorKind> {
+        NUMBERS.get(usize::from(number)).copied()
+    }
+
     /// The errno of an NBD reply (the values of the NBD protocol's section "Error values").
     pub fn nbd_errno(self) -> u32 {
         const EPERM: u32 = 1;
@@ -195,5 +220,19 @@ impl<T> Context<T> for Result<T> {
 impl<T> Context<T> for std::io::Result<T> {
     fn context(self, what: impl fmt::Display) -> Result<T> {
         self.map_err(|e| Error::io(what, &e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_a_number_of_its_own_that_never_changes() {
+        let kinds: Vec<ErrorKind> = (0..=u8::MAX).map_while(ErrorKind::from_number).collect();
+        let codes: Vec<&str> = kinds.iter().map(|k| k.code()).collect();
+        let expected = "unavailable not_owner fenced not_found conflict invalid no_space corrupt unsupported denied internal";
+        assert_eq!(codes.join(" "), expected);
+        assert!(kinds.iter().enumerate().all(|(n, k)| usize::from(k.number()) == n));
     }
 }

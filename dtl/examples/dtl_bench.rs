@@ -10,7 +10,8 @@ use common::disk::local::LocalDisk;
 use common::{Clock, Epoch, Lsn, VolumeId};
 use dtl::Entry;
 use dtl::client::{Chunk, Client, LinkState, Progress, Replica, Settings, Sink, Source, Start};
-use dtl::service::{Metrics, Service, Settings as ServiceSettings};
+use dtl::metrics::ServiceMetrics;
+use dtl::service::{Service, Settings as ServiceSettings};
 use dtl::storage::{DiskSettings, Limits, Store};
 use dtl::transport::Address;
 use futures::task::AtomicWaker;
@@ -248,16 +249,17 @@ fn main() {
                 let disk = LocalDisk::open(dir.path().join("disk")).expect("the directory is ours");
                 Store::open(settings, Arc::new(disk), clock.clone()).await.expect("the store opens").0
             };
-            let service = Service::new(store, ServiceSettings::default(), clock.clone(), Metrics::default());
+            let service =
+                Service::new(store, ServiceSettings::default(), clock.clone(), ServiceMetrics::default());
             let path = dir.path().join(format!("{kind}.sock"));
             let unix = UnixListener::bind(&path).expect("the socket is ours");
             let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             addresses.push(Address::Unix(path));
             addresses.push(Address::Tcp(tcp.local_addr().expect("bound").to_string(), None));
             let (s, stop) = (service.clone(), stopped.clone());
-            tokio::spawn(async move { s.serve_unix(unix, stop).await });
+            tokio::spawn(async move { s.listen(dtl::service::Door::Unix(unix), stop).await });
             let stop = stopped.clone();
-            tokio::spawn(async move { service.serve_tcp(tcp, None, stop).await });
+            tokio::spawn(async move { service.listen(dtl::service::Door::Tcp(tcp, None), stop).await });
         }
     });
     let bare = dir.path().join("bare");

@@ -45,6 +45,9 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// A service that gives no sign for this long is dead.
     pub timeout: Duration,
+    /// A request of a takeover, and the next entry of a read, may take this long. A service that is alive is waited for
+    /// longer than one that gives no sign.
+    pub answer: Duration,
     /// Pause between attempts to connect.
     pub reconnect: Duration,
     /// Bytes that wait to be sent over the connection; what is more is read again later.
@@ -60,6 +63,7 @@ impl Default for Settings {
         Settings {
             heartbeat: Duration::from_millis(500),
             timeout: Duration::from_millis(1500),
+            answer: Duration::from_secs(5),
             reconnect: Duration::from_millis(200),
             queue: 8 << 20,
             chunk: 512 << 10,

@@ -172,6 +172,16 @@ impl Packed {
     }
 }
 
+/// The decoder, for fuzzers: what is read is written the same.
+pub fn fuzz(bytes: &[u8]) {
+    let _ = head(bytes);
+    let bytes = Bytes::copy_from_slice(bytes);
+    if let Ok((_, packed)) = Packed::check(crc32c(&bytes), bytes) {
+        let again = packed.unpack().map(|entry| entry.pack());
+        assert_eq!(again, Ok(packed));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

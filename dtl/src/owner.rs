@@ -91,7 +91,8 @@ pub enum Action {
     },
     /// Let go of a log: nothing needs it. It may be forgotten at its node.
     Release(PeerLog),
-    /// Ask a log for a flush up to this LSN: it is to be named, and earlier flushes were promised without it.
+    /// Ask a log for a flush up to this LSN: it is to be named, and earlier flushes were promised or asked of others
+    /// without it.
     Flush(PeerLog, Lsn),
     /// Another epoch owns the volume: stop.
     Fenced,
@@ -110,7 +111,7 @@ struct Link {
     write_since: Duration,
     /// The same for flushes.
     flush_since: Duration,
-    /// It was asked to flush up to here because of an intention to name it.
+    /// It was asked to flush up to here.
     flush_asked: Lsn,
 }
 
@@ -217,6 +218,11 @@ impl Owner {
             link.flush_since = now;
         }
         self.flush_wanted = self.flush_wanted.max(lsn);
+        for i in 0..self.links.len() {
+            if self.possible().any(|c| c.peers.contains(&self.links[i].peer)) {
+                self.links[i].flush_asked = self.links[i].flush_asked.max(lsn);
+            }
+        }
     }
 
     /// Whether a flush up to `lsn` may be acknowledged, as far as the peers go. A `true` is a promise.
@@ -288,6 +294,9 @@ impl Owner {
                 self.in_flight = false;
                 if found.config > self.base.config {
                     self.settle(found, now);
+                } else {
+                    // It was looked at before something that is under way: ask again, but not at once.
+                    self.retry_at = now + self.patience.retry_after;
                 }
             }
             Outcome::Refused(_) => self.fence(),
@@ -314,7 +323,7 @@ impl Owner {
         self.step(now);
     }
 
-    /// Whether something is to be done.
+    /// Whether there is something to be done.
     pub fn has_actions(&self) -> bool {
         !self.actions.is_empty()
     }

@@ -1,11 +1,11 @@
 //! The words of the registry: how a volume is replicated, and which logs hold what.
 
-use common::{Epoch, Lsn, Name};
+use common::{Epoch, Error, Lsn, Name, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How many failures the acknowledged tail of a volume survives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Mode {
@@ -131,6 +131,25 @@ impl Config {
         self.needed.of(self.peers.len())
     }
 
+    /// The same with another policy, as an operator wants it. What the peers have was promised under the old one, so
+    /// nothing is claimed of the new one until its owner has seen to it: it begins Degraded, by the same peers.
+    pub fn with_policy(&self, mode: Mode, wanted: u8, needed: Needed, on_failure: OnFailure) -> Config {
+        let weaker = mode <= self.mode && needed == self.needed && mode != Mode::None;
+        let status = if weaker { self.status } else { Status::Degraded };
+        let config = self.config + 1;
+        let peers = self.peers.clone();
+        Config {
+            mode,
+            wanted: wanted.min(2),
+            needed,
+            on_failure,
+            status,
+            peers,
+            config,
+            replicated: self.replicated,
+        }
+    }
+
     /// How many of the named logs must be sealed so that none that confirmed enough is missed (rule 13).
     pub fn sealed_needed(&self) -> usize {
         self.peers.len() + 1 - self.quorum()
@@ -163,38 +182,108 @@ pub enum Holder {
 pub struct Registration {
     /// The storage router that owned it last.
     pub owner: Name,
-    /// Its epoch.
+    /// The last epoch that was served: `config` is of it.
     pub epoch: Epoch,
+    /// The epoch of whoever takes over now; `epoch` where nobody does. Who takes over may die before it knows what there
+    /// is: then the next one finds `config` as it was.
+    pub claimed: Epoch,
     /// How it was replicated.
     pub config: Config,
     /// Earlier epochs of which the backend may lack something.
     pub tails: Vec<Tail>,
     /// Set at a drained close: everything acknowledged is on the backend (rule 13).
     pub clean: bool,
+    /// What forced takeovers gave up.
+    #[serde(default)]
+    pub losses: Vec<Loss>,
+}
+
+/// What a forced takeover gave up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// The epoch that had accepted it.
+    pub epoch: Epoch,
+    /// Everything above this LSN,
+    pub after: Lsn,
+    /// up to this one where that is known.
+    pub up_to: Option<Lsn>,
 }
 
 impl Registration {
     /// A volume that nobody has owned yet.
     pub fn fresh(owner: Name, config: Config) -> Self {
-        Registration { owner, epoch: Epoch(0), config, tails: Vec::new(), clean: true }
+        Registration {
+            owner,
+            epoch: Epoch(0),
+            claimed: Epoch(0),
+            config,
+            tails: Vec::new(),
+            clean: true,
+            losses: Vec::new(),
+        }
     }
 
-    /// What the registry says when `owner`, who has recovered everything up to `last`, begins `epoch`: alone, and with
-    /// the end of the epoch before as a tail until the backend has it (rule 7). The backend has everything up to
-    /// `committed`.
-    pub fn begun(&self, owner: Name, epoch: Epoch, committed: Lsn, last: Lsn) -> Registration {
-        let before = &self.config;
-        let mut tails: Vec<Tail> = self.tails.iter().filter(|tail| tail.last > committed).cloned().collect();
-        if last > committed {
-            let named = before.mode != Mode::None && before.status == Status::InSync;
-            let logs = before.peers.iter().filter(|_| named).cloned().map(Holder::Log);
-            // It has read them into its journal, and synced that.
-            let holders = logs.chain([Holder::Journal(owner.clone())]).collect();
-            tails.push(Tail { epoch: self.epoch, last, holders });
+    /// The first step of a takeover (R5): the owner of before can change nothing from here on.
+    ///
+    /// # Errors
+    /// `Conflict`: `epoch` is not above what was claimed.
+    pub fn claim(&self, epoch: Epoch) -> Result<Registration> {
+        if epoch <= self.claimed || epoch <= self.epoch {
+            return Err(Error::conflict(format!("epoch {} was claimed already", self.claimed)));
         }
-        let mut config = Config::alone(before.mode, before.wanted, before.needed, before.on_failure);
-        config.config = before.config + 1;
-        Registration { owner, epoch, config, tails, clean: false }
+        Ok(Registration { claimed: epoch, ..self.clone() })
+    }
+
+    /// The registration with what its owner of `epoch` proposes; or the epoch and configuration that it has, which
+    /// go back to the owner as [`crate::owner::Outcome::Refused`].
+    ///
+    /// # Errors
+    /// Somebody took over, or the configuration changed meanwhile.
+    pub fn propose(&self, epoch: Epoch, new: &Config) -> Result<Registration, (Epoch, Config)> {
+        if self.claimed != epoch || self.epoch != epoch || self.config.config + 1 != new.config {
+            return Err((self.claimed.max(self.epoch), self.config.clone()));
+        }
+        // The flag is cleared before the first acknowledgement, by its own change.
+        Ok(Registration { config: new.clone(), ..self.clone() })
+    }
+
+    /// The last step of a takeover, before anything is served: `last` is the end of what was recovered, and the backend
+    /// has everything up to `committed`. The logs of the old epoch become a tail (rule 7), the new epoch begins alone.
+    /// What an operator gave up is `loss`.
+    ///
+    /// # Errors
+    /// `Fenced`: somebody else claimed a higher epoch.
+    pub fn taken_over(
+        &self,
+        owner: Name,
+        epoch: Epoch,
+        committed: Lsn,
+        last: Lsn,
+        loss: Option<Loss>,
+    ) -> Result<Registration> {
+        if self.claimed != epoch || self.epoch >= epoch {
+            return Err(Error::fenced(format!("epoch {} was claimed, epoch {epoch} is over", self.claimed)));
+        }
+        // Of an earlier epoch nothing counts any more beyond what was recovered.
+        let mut tails = self.tails.clone();
+        let logs = self.config.peers.iter().cloned().map(Holder::Log);
+        let holders = logs.chain([Holder::Journal(self.owner.clone())]).collect();
+        tails.push(Tail { epoch: self.epoch, last, holders });
+        tails.iter_mut().for_each(|t| t.last = t.last.min(last));
+        tails.retain(|t| t.last > committed);
+        let c = &self.config;
+        let config = Config::alone(c.mode, c.wanted, c.needed, c.on_failure);
+        let mut losses = self.losses.clone();
+        losses.extend(loss);
+        Ok(Registration { owner, epoch, claimed: epoch, config, tails, clean: false, losses })
+    }
+
+    /// The registration without the tails that the backend has, once a Manifest has committed `committed`. Their
+    /// logs may be trimmed and forgotten only after this is in the registry.
+    pub fn committed(&self, committed: Lsn) -> Registration {
+        let mut new = self.clone();
+        new.tails.retain(|t| t.last > committed);
+        new
     }
 }
 
@@ -218,3 +307,6 @@ pub struct LogInfo {
     /// Something of it that was durable is lost.
     pub damaged: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,15 +8,13 @@
 mod channel;
 mod connection;
 
+use crate::metrics::ServiceMetrics;
 use crate::storage::Store;
 use crate::transport::Stream;
 use common::Clock;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -35,39 +33,19 @@ pub struct Settings {
     pub window: u32,
     /// A connection that says nothing for this long is closed.
     pub idle: Duration,
+    /// The same before it has said who it is: it takes one of few places.
+    pub handshake: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { max_connections: 256, max_channels: 16384, window: 4 << 20, idle: Duration::from_secs(30) }
-    }
-}
-
-/// Counters of a service.
-#[derive(Debug, Clone, Default)]
-pub struct Metrics {
-    entries: Counter,
-    bytes: Counter,
-    flushes: Counter,
-    stalls: Counter,
-    seals: Counter,
-    refused: Counter,
-    connections: Gauge,
-}
-
-impl Metrics {
-    /// Registers them.
-    pub fn new(registry: &mut Registry) -> Self {
-        let m = Metrics::default();
-        let name = |n: &str| format!("storagerouter_dtl_{n}");
-        registry.register(name("appended_entries"), "Entries taken into logs", m.entries.clone());
-        registry.register(name("appended_bytes"), "Their bytes", m.bytes.clone());
-        registry.register(name("flushes"), "Flushes of logs", m.flushes.clone());
-        registry.register(name("stalls"), "Times that a log had no room", m.stalls.clone());
-        registry.register(name("seals"), "Volumes sealed at a new epoch", m.seals.clone());
-        registry.register(name("refused_connections"), "Connections turned away", m.refused.clone());
-        registry.register(name("connections"), "Open connections", m.connections.clone());
-        m
+        Settings {
+            max_connections: 256,
+            max_channels: 16384,
+            window: 4 << 20,
+            idle: Duration::from_secs(30),
+            handshake: Duration::from_secs(5),
+        }
     }
 }
 
@@ -77,13 +55,18 @@ pub struct Service {
     store: Arc<Store>,
     settings: Settings,
     clock: Arc<dyn Clock>,
-    metrics: Metrics,
+    metrics: ServiceMetrics,
     connections: Arc<Semaphore>,
 }
 
 impl Service {
     /// A service of the logs in `store`.
-    pub fn new(store: Arc<Store>, settings: Settings, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+        metrics: ServiceMetrics,
+    ) -> Self {
         let connections = Arc::new(Semaphore::new(settings.max_connections));
         Service { store, settings, clock, metrics, connections }
     }
@@ -120,34 +103,30 @@ impl Service {
         }
     }
 
-    /// Serves a TCP listener until `shutdown` turns true or its sender is gone.
-    pub async fn serve_tcp(
-        &self,
-        listener: TcpListener,
-        tls: Option<TlsAcceptor>,
-        shutdown: watch::Receiver<bool>,
-    ) {
+    /// Serves who comes to `door` until `shutdown` turns true or its sender is gone.
+    pub async fn listen(&self, door: Door, shutdown: watch::Receiver<bool>) {
         let mut stop = shutdown;
         let mut tasks = JoinSet::new();
         loop {
             let accepted = tokio::select! {
                 _ = stop.wait_for(|s| *s) => break,
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-                accepted = listener.accept() => accepted,
+                accepted = door.accept() => accepted,
             };
-            let Some(stream) = self.accepted(accepted.map(|(s, _)| s)).await else { continue };
+            let guest = match accepted {
+                Ok(guest) => guest,
+                Err(error) => {
+                    tracing::warn!(%error, "DTL: a connection could not be accepted");
+                    self.clock.sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
             let Some(permit) = self.admit() else { continue };
-            let (service, tls) = (self.clone(), tls.clone());
+            let service = self.clone();
             tasks.spawn(async move {
-                let stream = match tls {
-                    None => Stream::tcp(stream),
-                    Some(tls) => {
-                        let _ = stream.set_nodelay(true);
-                        tokio::select! {
-                            handshake = tls.accept(stream) => handshake.map(Stream::any),
-                            () = service.clock.sleep(service.settings.idle) => Err(std::io::ErrorKind::TimedOut.into()),
-                        }
-                    }
+                let stream = tokio::select! {
+                    stream = guest.shake_hands() => stream,
+                    () = service.clock.sleep(service.settings.handshake) => Err(std::io::ErrorKind::TimedOut.into()),
                 };
                 match stream {
                     Ok(stream) => service.serve_admitted(stream, permit).await,
@@ -157,33 +136,40 @@ impl Service {
         }
         tasks.shutdown().await;
     }
+}
 
-    /// Serves a unix socket until `shutdown` turns true or its sender is gone.
-    pub async fn serve_unix(&self, listener: UnixListener, shutdown: watch::Receiver<bool>) {
-        let mut stop = shutdown;
-        let mut tasks = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                _ = stop.wait_for(|s| *s) => break,
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-                accepted = listener.accept() => accepted,
-            };
-            let Some(stream) = self.accepted(accepted.map(|(s, _)| s)).await else { continue };
-            let Some(permit) = self.admit() else { continue };
-            let service = self.clone();
-            tasks.spawn(async move { service.serve_admitted(Stream::unix(stream), permit).await });
-        }
-        tasks.shutdown().await;
+/// Where connections come in.
+pub enum Door {
+    /// TCP, with TLS where it is to be spoken.
+    Tcp(TcpListener, Option<TlsAcceptor>),
+    /// A socket file: its mode says who may come.
+    Unix(UnixListener),
+}
+
+/// Who came, before TLS.
+enum Guest {
+    Tcp(TcpStream, Option<TlsAcceptor>),
+    Unix(UnixStream),
+}
+
+impl Door {
+    async fn accept(&self) -> std::io::Result<Guest> {
+        Ok(match self {
+            Door::Tcp(listener, tls) => Guest::Tcp(listener.accept().await?.0, tls.clone()),
+            Door::Unix(listener) => Guest::Unix(listener.accept().await?.0),
+        })
     }
+}
 
-    async fn accepted<T>(&self, accepted: std::io::Result<T>) -> Option<T> {
-        match accepted {
-            Ok(stream) => Some(stream),
-            Err(error) => {
-                tracing::warn!(%error, "DTL: a connection could not be accepted");
-                self.clock.sleep(ACCEPT_PAUSE).await;
-                None
+impl Guest {
+    async fn shake_hands(self) -> std::io::Result<Stream> {
+        match self {
+            Guest::Tcp(stream, None) => Stream::tcp(stream),
+            Guest::Tcp(stream, Some(tls)) => {
+                stream.set_nodelay(true)?;
+                Ok(Stream::any(tls.accept(stream).await?))
             }
+            Guest::Unix(stream) => Ok(Stream::unix(stream)),
         }
     }
 }

@@ -54,6 +54,30 @@ impl Default for DiskSettings {
     }
 }
 
+impl DiskSettings {
+    /// Says what can't be.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(&self) -> Result<()> {
+        if !self.segment_size.is_multiple_of(4096) || !(64 << 10..=1 << 30).contains(&self.segment_size) {
+            return Err(Error::invalid(
+                "dtl: the segment size is not a multiple of 4096 from 64 KiB to 1 GiB",
+            ));
+        }
+        if self.segments < 4 {
+            return Err(Error::invalid("dtl: there are fewer than four segments"));
+        }
+        // Behind it the largest entry must fit, half a segment.
+        if self.limits.control_bytes() > self.segment_size / 8 * 3 || self.limits.logs_per_volume > 1024 {
+            return Err(Error::invalid(
+                "dtl: a segment is too small for what is to be known of so many volumes and logs",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// An entry to be appended, and what became of it.
 #[derive(Debug, Clone)]
 pub struct Incoming {
@@ -65,6 +89,23 @@ pub struct Incoming {
     pub packed: Packed,
 }
 
+/// What a store holds, and what it cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Volumes of which anything is known.
+    pub volumes: u64,
+    /// Logs.
+    pub logs: u64,
+    /// Bytes of them, with what is needed to find them.
+    pub bytes: u64,
+    /// The most of these bytes.
+    pub capacity: u64,
+    /// Syncs of segments.
+    pub syncs: u64,
+    /// A write or a sync failed: nothing is taken until the next start.
+    pub failed: bool,
+}
+
 /// The logs of a service.
 pub struct Store {
     logs: Mutex<Logs>,
@@ -72,6 +113,12 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     /// Changes when there may be room again.
     room: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.tally().fmt(f)
+    }
 }
 
 impl Store {
@@ -90,16 +137,7 @@ impl Store {
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
     ) -> Result<(Arc<Store>, Recovered)> {
-        if !settings.segment_size.is_multiple_of(4096)
-            || !(64 << 10..=1 << 30).contains(&settings.segment_size)
-        {
-            return Err(Error::invalid(
-                "dtl: the segment size is not a multiple of 4096 from 64 KiB to 1 GiB",
-            ));
-        }
-        if settings.segments < 4 {
-            return Err(Error::invalid("dtl: there are fewer than four segments"));
-        }
+        settings.check()?;
         let found = recover::recover(&disk, settings.limits).await?;
         let back = DiskBack::new(settings, disk, found.segments, found.next_life, found.names, &*clock);
         let room = watch::Sender::new(0);
@@ -114,16 +152,26 @@ impl Store {
     ///
     /// # Errors
     /// `Fenced`: the epoch is over. `Conflict`: a later request made one. `NoSpace`: too many.
-    pub async fn create(&self, volume: VolumeId, epoch: Epoch, serial: u64, base: Lsn) -> Result<LogInfo> {
+    pub async fn create(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        epoch: Epoch,
+        serial: u64,
+        base: Lsn,
+    ) -> Result<LogInfo> {
         let incarnation = Incarnation(self.clock.random_u128());
-        let result = match &self.back {
-            None => self.logs.lock().create(volume, epoch, serial, base, incarnation),
-            Some(back) => {
+        let store = self.clone();
+        let result = if self.back.is_none() {
+            self.logs.lock().create(volume, epoch, serial, base, incarnation)
+        } else {
+            apart(async move {
+                let Some(back) = &store.back else { return Err(Error::internal("the DTL has no disk")) };
                 let mut appender = back.appender.lock().await;
-                let info = self.logs.lock().create(volume, epoch, serial, base, incarnation)?;
-                back.write_states(&self.logs, &mut appender).await?;
+                let info = store.logs.lock().create(volume, epoch, serial, base, incarnation)?;
+                back.write_states(&store.logs, &mut appender).await?;
                 Ok(info)
-            }
+            })
+            .await
         };
         self.wake();
         result
@@ -147,15 +195,13 @@ impl Store {
                 let mut take = |i: &Incoming| {
                     let next = logs.log(&i.key)?.last().next();
                     let admission = logs.admit(&i.key, &i.head, &i.packed, next, 0)?;
-                    if admission == Admission::Take {
-                        // A copy: what came shares its memory with its neighbours on the wire.
-                        let place = Place::Memory(Bytes::copy_from_slice(&i.packed.bytes));
-                        logs.insert(
-                            &i.key,
-                            Slot { crc: i.packed.crc, len: i.packed.bytes.len() as u32, place },
-                        )?;
+                    if admission != Admission::Take {
+                        return Ok(admission);
                     }
-                    Ok(admission)
+                    // A copy: what came shares its memory with its neighbours on the wire.
+                    let place = Place::Memory(Bytes::copy_from_slice(&i.packed.bytes));
+                    let slot = Slot { crc: i.packed.crc, len: i.packed.bytes.len() as u32, place };
+                    logs.insert(&i.key, i.head.lsn, slot)
                 };
                 batch.iter().map(&mut take).collect()
             }
@@ -167,12 +213,11 @@ impl Store {
     ///
     /// # Errors
     /// A failed sync is final: nothing is taken after it.
-    pub async fn flush(&self, key: &Key) -> Result<Lsn> {
+    pub async fn flush(self: &Arc<Self>, key: &Key) -> Result<Lsn> {
         let last = self.logs.lock().log(key)?.last();
-        if let Some(back) = &self.back
-            && !mutant::is_on("confirm-before-durable")
-        {
-            back.sync().await?;
+        if self.back.is_some() && !mutant::is_on("confirm-before-durable") {
+            let store = self.clone();
+            apart(async move { store.sync().await }).await?;
         }
         let mut logs = self.logs.lock();
         let log = logs.log_mut(key)?;
@@ -203,21 +248,33 @@ impl Store {
     ///
     /// # Errors
     /// What kept it from being durable: then it may or may not be sealed.
-    pub async fn seal(&self, volume: VolumeId, epoch: Epoch) -> Result<Vec<LogInfo>> {
-        let Some(back) = &self.back else {
+    pub async fn seal(self: &Arc<Self>, volume: VolumeId, epoch: Epoch) -> Result<Vec<LogInfo>> {
+        if self.back.is_none() {
             let mut logs = self.logs.lock();
             logs.seal(volume, epoch)?;
             return Ok(logs.infos(volume));
-        };
-        let infos = {
-            // Behind every append: what is confirmed is in the log that is sealed.
-            let mut appender = back.appender.lock().await;
-            self.logs.lock().seal(volume, epoch)?;
-            back.write_states(&self.logs, &mut appender).await?;
-            self.logs.lock().infos(volume)
-        };
-        back.sync().await?;
-        Ok(infos)
+        }
+        let store = self.clone();
+        apart(async move {
+            let Some(back) = &store.back else { return Err(Error::internal("the DTL has no disk")) };
+            let infos = {
+                // Behind every append: what is confirmed is in the log that is sealed.
+                let mut appender = back.appender.lock().await;
+                store.logs.lock().seal(volume, epoch)?;
+                back.write_states(&store.logs, &mut appender).await?;
+                store.logs.lock().infos(volume)
+            };
+            back.sync().await?;
+            Ok(infos)
+        })
+        .await
+    }
+
+    async fn sync(&self) -> Result<()> {
+        match &self.back {
+            Some(back) => back.sync().await,
+            None => Ok(()),
+        }
     }
 
     /// All logs of a volume, and the epoch below which all are refused.
@@ -281,6 +338,20 @@ impl Store {
         self.logs.lock().bytes()
     }
 
+    /// What it holds, and what it cost.
+    pub fn tally(&self) -> Tally {
+        let back = self.back.as_ref();
+        let logs = self.logs.lock();
+        Tally {
+            volumes: logs.volumes.len() as u64,
+            logs: logs.volumes.values().map(|v| v.logs.len() as u64).sum(),
+            bytes: logs.bytes(),
+            capacity: logs.capacity(),
+            syncs: back.map_or(0, DiskBack::syncs),
+            failed: back.is_some_and(|b| b.check().is_err()),
+        }
+    }
+
     /// Volumes of which anything is known.
     pub fn volumes(&self) -> Vec<VolumeId> {
         self.logs.lock().volumes.keys().copied().collect()
@@ -299,11 +370,30 @@ impl Store {
     }
 }
 
+/// Runs what holds the appender or the sync in a task of its own. Who asked may be a connection that is busy with
+/// something else, waits for a client that does not read, or is gone: the locks must not wait for it, and what
+/// was begun must not be left half done, least of all an `fdatasync` whose error nobody hears.
+async fn apart<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::internal(format!("a request to the DTL's storage did not finish: {error}"))),
+    }
+}
+
 /// Decoders of what lies on disk, for fuzzers and property tests: they must not panic.
 pub fn fuzz(bytes: &[u8]) {
     let _ = format::SegmentHeader::decode(bytes);
-    let _ = format::VolumeState::decode(bytes);
+    if let Ok(state) = format::VolumeState::decode(bytes) {
+        let mut again = bytes::BytesMut::new();
+        state.encode(&mut again);
+        assert_eq!(again, bytes);
+    }
     if let Ok(record) = format::decode_record(bytes) {
         assert!(record.header_len <= bytes.len());
     }
+}
+
+/// The same bytes with the checksums of a segment's header and of a record made right, for fuzzers.
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    format::with_checksums(bytes)
 }

@@ -20,11 +20,14 @@ use crate::registration::{Holder, LogInfo, Mode, PeerLog, Registration, Status, 
 use common::{Epoch, Lsn, Name, mutant};
 
 /// The journal of the node that takes over, as far as it has something of this volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalJournal {
-    /// Whose it is: this node's, which may have been the old owner.
+    /// This node.
+    pub node: Name,
+    /// This node was the last owner, and these are the devices that it had then.
     pub of_last_owner: bool,
-    /// The machine has not been restarted since: all that was handed to the kernel is there.
+    /// The machine has not been restarted since, and no write or sync of these devices has failed: all that was handed
+    /// to the kernel is there.
     pub same_boot: bool,
     /// It begins behind this LSN.
     pub base: Lsn,
@@ -144,7 +147,8 @@ impl Takeover {
     /// What follows from the answers so far.
     pub fn verdict(&self) -> Verdict {
         let r = &self.registration;
-        if r.clean {
+        // It says that the backend has everything, so that it can't have less than a tail.
+        if r.clean && r.tails.iter().all(|t| t.last <= self.committed) {
             return Verdict::Drain(Plan { pieces: Vec::new(), unflushed_may_be_lost: false });
         }
         let waiting = self.answers.iter().any(|(_, answer)| answer.is_none());
@@ -170,24 +174,29 @@ impl Takeover {
     fn choose(&self) -> Option<Choice> {
         let config = &self.registration.config;
         let named = config.status == Status::InSync && config.mode != Mode::None && !config.peers.is_empty();
-        let journal = self.journal.filter(|j| j.of_last_owner);
-        let from_journal = |j: LocalJournal, lost| Choice {
+        let journal = self.journal.as_ref().filter(|j| j.of_last_owner);
+        let from_journal = |j: &LocalJournal, lost| Choice {
             from: Origin::Journal,
             base: j.base,
             last: j.last,
             unflushed_may_be_lost: lost,
         };
-        // The kernel had every acknowledged write, and it is the same kernel.
-        if let Some(j) = journal.filter(|j| j.same_boot) {
+        let whole = self.named_logs(|log| {
+            let trusted = mutant::is_on("suspect-log-trusted") || !log.suspect || config.mode == Mode::Async;
+            log.sealed && !log.damaged && trusted
+        });
+        // The kernel had every acknowledged write, and it is the same kernel. Where a log has more all the same, the
+        // longer one is the better one (rule 1).
+        let longer = |j: &LocalJournal| named && whole.first().is_some_and(|(_, log)| log.last > j.last);
+        if let Some(j) = journal.filter(|j| j.same_boot && !longer(j)) {
             return Some(from_journal(j, false));
         }
         if named {
-            let whole = self.named_logs(|log| {
-                let trusted =
-                    mutant::is_on("suspect-log-trusted") || !log.suspect || config.mode == Mode::Async;
-                log.sealed && !log.damaged && trusted
-            });
-            if whole.len() >= config.sealed_needed() {
+            let needed = match mutant::is_on("dtl-drains-any-one-log") {
+                true => 1,
+                false => config.sealed_needed(),
+            };
+            if whole.len() >= needed {
                 let longest = whole.first()?;
                 // In mode async the journal may have more, all of it unflushed; a prefix either way.
                 let from = Origin::Log(
@@ -205,6 +214,9 @@ impl Takeover {
                     unflushed_may_be_lost: config.mode == Mode::Async,
                 });
             }
+        }
+        if let Some(j) = journal.filter(|j| j.same_boot) {
+            return Some(from_journal(j, false));
         }
         // What was flushed is there; in mode sync with peers that may have more, that is not enough.
         journal.filter(|_| !named || config.mode == Mode::Async).map(|j| from_journal(j, true))
@@ -242,14 +254,13 @@ impl Takeover {
             if at >= base {
                 break;
             }
-            match self.holder(tail, at) {
-                Some(from) if tail.last > at => {
-                    push(&mut pieces, at, from, at, tail.last);
-                    at = tail.last;
-                }
-                Some(_) => {}
-                None => return Err((pieces, at)),
+            if tail.last <= at {
+                // Nothing was added in that epoch, so nobody need have it.
+                continue;
             }
+            let Some(from) = self.holder(tail, at) else { return Err((pieces, at)) };
+            push(&mut pieces, at, from, at, tail.last);
+            at = tail.last;
         }
         if at >= base { Ok(pieces) } else { Err((pieces, at)) }
     }
@@ -266,14 +277,19 @@ impl Takeover {
         if !logs.is_empty() {
             return Some(Origin::Log(tail.epoch, logs));
         }
-        self.journal.filter(|j| j.last >= tail.last && j.base <= at).map(|_| Origin::Journal)
+        // Any other journal that has these LSNs may have them from an epoch of which they were cut off.
+        let holds =
+            |j: &&LocalJournal| j.of_last_owner || tail.holders.contains(&Holder::Journal(j.node.clone()));
+        let journal = self.journal.as_ref().filter(holds);
+        journal.filter(|j| j.last >= tail.last && j.base <= at).map(|_| Origin::Journal)
     }
 
     fn risk(&self) -> Risk {
         let r = &self.registration;
         // For an operator who forces it: whatever is sealed and longest, marks or not.
         let best = self.named_logs(|_| true).into_iter().next();
-        let journal = self.journal.map(|j| (Origin::Journal, j.base, j.last));
+        let journal = self.journal.as_ref().filter(|j| j.of_last_owner);
+        let journal = journal.map(|j| (Origin::Journal, j.base, j.last));
         let best = best.map(|(p, l)| (Origin::Log(r.epoch, vec![p]), l.base, l.last));
         let best = best.into_iter().chain(journal).max_by_key(|(_, _, last)| *last);
         let mut pieces = Vec::new();

@@ -290,7 +290,7 @@ impl Reply {
             Reply::Stall(lsn) => put(buf, verb::STALL, id, |b| b.put_u64_le(lsn.0)),
             Reply::Resume(lsn) => put(buf, verb::RESUME, id, |b| b.put_u64_le(lsn.0)),
             Reply::Failed(kind, message) => put(buf, verb::FAILED, id, |b| {
-                b.put_u8(kind_number(*kind));
+                b.put_u8(kind.number());
                 let cut = message.floor_char_boundary(MAX_MESSAGE);
                 b.put_slice(&message.as_bytes()[..cut]);
             }),
@@ -309,25 +309,8 @@ impl Reply {
     }
 }
 
-const KINDS: [ErrorKind; 11] = [
-    ErrorKind::Unavailable,
-    ErrorKind::NotOwner,
-    ErrorKind::Fenced,
-    ErrorKind::NotFound,
-    ErrorKind::Conflict,
-    ErrorKind::Invalid,
-    ErrorKind::NoSpace,
-    ErrorKind::Corrupt,
-    ErrorKind::Unsupported,
-    ErrorKind::Denied,
-    ErrorKind::Internal,
-];
-
-fn kind_number(kind: ErrorKind) -> u8 {
-    KINDS.iter().position(|k| *k == kind).unwrap_or(10) as u8
-}
-
-/// Decoders of what comes over the wire, for fuzzers and property tests: they must not panic.
+/// Decoders of what comes over the wire, for fuzzers and property tests: they must not panic, and what is read is
+/// written the same.
 pub fn fuzz(bytes: &[u8]) {
     if let Some(first) = bytes.first_chunk() {
         let _ = prologue(first);
@@ -335,9 +318,33 @@ pub fn fuzz(bytes: &[u8]) {
     let mut decoder = Decoder::default();
     decoder.buffer().extend_from_slice(bytes);
     while let Ok(Some(frame)) = decoder.frame() {
-        let _ = frame.request();
-        let _ = frame.reply();
+        let mut again = Decoder::default();
+        if let Ok(request) = frame.request() {
+            request.put(again.buffer(), frame.id);
+            assert_eq!(again.frame().map(|f| f.map(|f| f.request())), Ok(Some(Ok(request))));
+        }
+        let mut again = Decoder::default();
+        if let Ok(reply) = frame.reply() {
+            reply.put(again.buffer(), frame.id);
+            let said = again.frame().map(|f| f.map(|f| f.reply()));
+            // A message that is too long is cut, and what is no text is mended.
+            assert!(matches!(reply, Reply::Failed(..)) || said == Ok(Some(Ok(reply))));
+        }
     }
+}
+
+/// The same frames with lengths and checksums made right, for fuzzers.
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut made = BytesMut::new();
+    let mut rest = bytes;
+    while let Some((head, body)) = rest.split_at_checked(HEAD) {
+        let len = usize::from(u16::from_le_bytes([head[0], head[1]])).min(body.len());
+        let id = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        put_head(&mut made, head[4], id, len, crc32c(&body[..len]));
+        made.put_slice(&body[..len]);
+        rest = &body[len..];
+    }
+    made.to_vec()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod world;
 use bytes::BytesMut;
 use common::{Epoch, ErrorKind, Lsn, VolumeId};
 use dtl::client::LinkState;
+use dtl::service::Door;
 use dtl::storage::Key;
 use dtl::wire;
 use std::sync::atomic::Ordering;
@@ -323,7 +324,7 @@ async fn it_runs_over_unix_sockets_tcp_and_tls() {
         store,
         Default::default(),
         clock.clone(),
-        dtl::service::Metrics::default(),
+        dtl::metrics::ServiceMetrics::default(),
     );
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (server, with) = tls();
@@ -339,10 +340,10 @@ async fn it_runs_over_unix_sockets_tcp_and_tls() {
     ];
     let (s, r) = (service.clone(), stopped.clone());
     let mut serving = tokio::task::JoinSet::new();
-    serving.spawn(async move { s.serve_unix(unix, r).await });
+    serving.spawn(async move { s.listen(Door::Unix(unix), r).await });
     let (s, r) = (service.clone(), stopped.clone());
-    serving.spawn(async move { s.serve_tcp(plain, None, r).await });
-    serving.spawn(async move { service.serve_tcp(secure, Some(server.into()), stopped).await });
+    serving.spawn(async move { s.listen(Door::Tcp(plain, None), r).await });
+    serving.spawn(async move { service.listen(Door::Tcp(secure, Some(server.into())), stopped).await });
     for (i, address) in addresses.into_iter().enumerate() {
         let client =
             dtl::client::Client::new(std::sync::Arc::new(address), Default::default(), clock.clone());
@@ -359,4 +360,74 @@ async fn it_runs_over_unix_sockets_tcp_and_tls() {
     }
     stop.send_replace(true);
     while serving.join_next().await.is_some() {}
+}
+
+/// A service that is alive and does nothing: its disk is frozen.
+fn frozen() -> std::sync::Arc<dyn dtl::transport::Dial> {
+    struct Frozen;
+    #[async_trait::async_trait]
+    impl dtl::transport::Dial for Frozen {
+        async fn dial(&self) -> std::io::Result<dtl::transport::Stream> {
+            let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+            tokio::spawn(async move {
+                let mut out = BytesMut::new();
+                wire::put_prologue(&mut out, 1, 1);
+                let mut first = [0; wire::PROLOGUE];
+                let _ = theirs.read_exact(&mut first).await;
+                let mut decoder = wire::Decoder::default();
+                loop {
+                    let _ = theirs.write_all_buf(&mut out).await;
+                    if theirs.read_buf(decoder.buffer()).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    while let Ok(Some(frame)) = decoder.frame() {
+                        if frame.request() == Ok(wire::Request::Ping) {
+                            wire::Reply::Pong.put(&mut out, frame.id);
+                        }
+                    }
+                }
+            });
+            Ok(dtl::transport::Stream::any(ours))
+        }
+    }
+    std::sync::Arc::new(Frozen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_alive_and_does_nothing_holds_up_nobody_for_ever() {
+    let clock = sim_clock(1);
+    let client = dtl::client::Client::new(frozen(), Default::default(), clock.clone());
+    let key = Key { volume: V, epoch: Epoch(5), incarnation: dtl::Incarnation(1) };
+    let within = async |what: std::pin::Pin<Box<dyn Future<Output = common::Result<()>> + '_>>| {
+        let begin = clock.now();
+        let answer = tokio::time::timeout(Duration::from_secs(60), what).await.expect("for ever");
+        assert_eq!(answer.unwrap_err().kind, ErrorKind::Unavailable);
+        assert!(clock.now() - begin < Duration::from_secs(8));
+    };
+    within(Box::pin(async { client.seal(V, Epoch(6)).await.map(|_| ()) })).await;
+    within(Box::pin(async { client.status(V).await.map(|_| ()) })).await;
+    within(Box::pin(async { client.trim_log(key, Lsn(3)).await })).await;
+    within(Box::pin(async { client.forget(V, Epoch(6)).await })).await;
+    within(Box::pin(async { client.read(key, Lsn(1)).await?.next().await.map(|_| ()) })).await;
+    assert!(*client.connected().borrow(), "it is alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_is_given_up_takes_no_place() {
+    let limits =
+        dtl::storage::Limits { capacity: 64 << 20, volume_bytes: 32 << 20, volumes: 8, logs_per_volume: 8 };
+    let peer = Peer::with(Kind::Memory, limits, sim_clock(1));
+    peer.start().await;
+    let client = client(&peer);
+    let mut v = Volume::new(&client, V, 5);
+    v.len = 50_000;
+    v.wait_live().await;
+    v.write(80);
+    v.wait_confirmed().await;
+    let key = Key { volume: V, epoch: Epoch(5), incarnation: v.incarnation() };
+    for _ in 0..200 {
+        let mut reading = client.read(key, Lsn(1)).await.unwrap();
+        assert_eq!(reading.next().await.unwrap().unwrap().lsn, Lsn(1));
+    }
+    assert_eq!(drained(&client, &v, 1).await, 80);
 }

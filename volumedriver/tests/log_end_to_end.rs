@@ -5,6 +5,7 @@ mod world;
 
 use common::sim::StoreFaults;
 use common::{BlockDevice, ErrorKind, ObjectStore};
+use std::sync::Arc;
 use std::time::Duration;
 use volumedriver::{Settings, VolumeState};
 use world::*;
@@ -30,6 +31,25 @@ async fn a_write_reads_back_from_memory_from_the_backend_and_after_a_kill() {
     world.boot().await.unwrap();
     let v = world.open().await.unwrap();
     assert_eq!(value(&v, 5).await, 7, "what was committed comes back from the backend alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_volume_finds_when_it_opens_again_in_the_same_process_is_flushed_with_the_rest() {
+    let mut world = World::new(31, settings(), 64 << 20).await;
+    let v = world.open().await.unwrap();
+    v.write(5 * CLUSTER, cluster(7), false).await.unwrap();
+    v.close().await;
+    drop(v);
+    let v = world.open().await.unwrap();
+    assert_eq!(value(&v, 5).await, 7);
+    v.flush().await.unwrap();
+    // Nothing that was not synced survives.
+    world.disk.crash(|| false);
+    world.table = Arc::new(world.table.successor());
+    drop(v);
+    world.boot().await.unwrap();
+    let v = world.open().await.unwrap();
+    assert_eq!(value(&v, 5).await, 7, "it was flushed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
 
-/// Who waits for what.
+/// Who waits for what. Whoever waits gives up by itself ([`super::Settings::answer`]): a service may be alive while its
+/// disk is not.
 #[derive(Default)]
 pub(super) struct Calls {
     waiting: Mutex<HashMap<u32, Waiter>>,
@@ -32,6 +33,10 @@ struct Stream {
 
 fn gone() -> Error {
     Error::unavailable("the connection to the DTL broke")
+}
+
+fn late() -> Error {
+    Error::unavailable("the DTL gave no answer in time")
 }
 
 impl Calls {
@@ -89,21 +94,34 @@ impl Calls {
     }
 }
 
+/// A place among those who wait, given back however the waiting ends.
+struct Waiting<'c>(&'c Calls, u32);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.lock().remove(&self.1);
+    }
+}
+
 impl Client {
-    /// Waits for a connection, sends, and waits for the answer; each for as long as a sign of life may take.
+    /// Waits for a connection, sends, and waits for the answer. A frozen service holds up nobody for ever: what it
+    /// did is unknown then, as it is when the connection breaks.
     async fn call(&self, request: Request) -> Result<Reply> {
         let shared = &self.shared;
         self.wait_connected().await?;
         let (sender, answer) = oneshot::channel();
         let id = shared.calls.id();
         shared.calls.waiting.lock().insert(id, Waiter::Once(sender));
+        let _waiting = Waiting(&shared.calls, id);
         if !shared.link.request(&request, id) {
-            shared.calls.waiting.lock().remove(&id);
             return Err(gone());
         }
         shared.link.drive();
-        // The connection's own patience ends it, if nothing else does.
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        tokio::select! {
+            biased;
+            answer = answer => answer.unwrap_or_else(|_| Err(gone())),
+            () = shared.clock.sleep(shared.settings.answer) => Err(late()),
+        }
     }
 
     async fn wait_connected(&self) -> Result<()> {
@@ -202,7 +220,11 @@ impl Reading {
                 }
             };
             let Some(packed) = packed else {
-                self.stream.more.notified().await;
+                tokio::select! {
+                    biased;
+                    () = self.stream.more.notified() => {}
+                    () = self.shared.clock.sleep(self.shared.settings.answer) => return Err(late()),
+                }
                 continue;
             };
             self.taken += (packed.bytes.len() + HEAD) as u32;
@@ -227,7 +249,10 @@ impl Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        // The service stops for want of credit; what comes is thrown away.
-        self.shared.calls.waiting.lock().remove(&self.id);
+        // What comes yet is thrown away. The service has only so many reads of one connection.
+        if self.shared.calls.waiting.lock().remove(&self.id).is_some() {
+            self.shared.link.request(&Request::Close, self.id);
+            self.shared.link.drive();
+        }
     }
 }

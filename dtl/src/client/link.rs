@@ -162,26 +162,29 @@ impl Link {
 
     /// The same, from the task: also when the socket took nothing last time, if it may take something now.
     pub fn drive_again(&self) {
-        if self.writable.1.swap(false, Ordering::AcqRel) || !self.blocked.load(Ordering::Acquire) {
-            self.blocked.store(false, Ordering::Release);
+        if self.is_writable() || !self.blocked.load(Ordering::Acquire) {
             self.send();
         }
     }
 
+    fn is_writable(&self) -> bool {
+        self.writable.1.load(Ordering::Acquire)
+    }
+
     fn send(&self) {
         loop {
-            // Who holds it looks at the queue once more after letting go.
+            // Who holds it looks at the queue, and for room in the socket, once more after letting go.
             let Some(mut sender) = self.sender.try_lock() else { return };
+            // It is asked now. What it says later is said to the waker, and is only forgotten by asking again.
+            self.writable.1.store(false, Ordering::Release);
             let state = sender.send(&self.queue, &self.waker);
-            if state.is_pending() {
-                self.blocked.store(true, Ordering::Release);
-            }
+            self.blocked.store(!matches!(state, Poll::Ready(Ok(()))), Ordering::Release);
             drop(sender);
             match state {
+                Poll::Pending if self.is_writable() => {}
                 Poll::Pending => return,
                 Poll::Ready(Err(_)) => {
                     self.broken.store(true, Ordering::Release);
-                    self.blocked.store(true, Ordering::Release);
                     return self.wake();
                 }
                 Poll::Ready(Ok(())) if self.queue.lock().bytes == 0 => return,
@@ -247,3 +250,6 @@ fn advance(parts: &mut VecDeque<Bytes>, tail: &mut BytesMut, mut sent: usize) {
     }
     tail.advance(sent);
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,9 +147,10 @@ impl Track {
         self.under_way_bytes = 0;
         self.window = u64::from(window);
         let other = self.incarnation.is_some_and(|known| known != info.incarnation);
-        // It confirmed more than it has, and says that it lost nothing; or it has what was never given out.
-        let impossible =
-            (!info.suspect && info.last < self.confirmed) || info.last > self.accepted.max(self.trimmed);
+        // It confirmed more than it has, and says that it lost nothing; or it has what was never given out. What the
+        // backend has counts as confirmed, and the trim that says so may have been lost with the connection.
+        let fewer = !info.suspect && info.last < self.confirmed && self.confirmed > self.trimmed;
+        let impossible = fewer || info.last > self.accepted.max(self.trimmed);
         if other || impossible || info.sealed || info.damaged {
             self.phase = Phase::Lost(if other { ErrorKind::NotFound } else { ErrorKind::Corrupt });
             return;
@@ -222,12 +223,16 @@ impl Track {
         }
     }
 
-    /// There is room again: everything behind `last` is to be sent again.
+    /// There is room again: everything behind `last` is to be sent again. What is not behind it is there, or was
+    /// trimmed, and nothing else will confirm it where all that was dropped was trimmed.
     pub fn resumed(&mut self, last: Lsn) {
         if self.phase == Phase::Stalled {
+            // Nothing is there that was not given out; who says so is not believed.
+            let last = last.min(self.accepted.max(self.trimmed));
             self.under_way.clear();
             self.under_way_bytes = 0;
             self.next = last.next();
+            self.confirmed(last);
             // A flush that was asked for is of what was dropped.
             self.flush_sent = Lsn(0);
             self.phase = Phase::Lagging;
@@ -294,3 +299,6 @@ impl Track {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ impl Owner {
         self.drop_dead_links(now);
         let target = self.target(now);
         self.pursue(target, now);
+        self.ask_for_flushes();
         self.recruit(now);
     }
 
@@ -40,7 +41,6 @@ impl Owner {
             || self.covers_promises(target)
             || mutant::is_on("insync-named-too-early");
         if !ready {
-            self.ask_for_flushes();
             return;
         }
         if now < self.retry_at && !self.proposals.is_empty() {
@@ -51,13 +51,17 @@ impl Owner {
         }
     }
 
-    /// What was flushed before a peer was intended must be flushed there too, and no client will ask again.
+    /// What was flushed, or asked to be, before a peer was intended must be flushed there too: no client asks again.
     fn ask_for_flushes(&mut self) {
-        let Some(armed) = &self.armed else { return };
-        for link in self.links.iter_mut().filter(|l| armed.peers.contains(&l.peer)) {
-            if link.flushed < self.flush_acked && link.flush_asked < self.flush_acked {
-                link.flush_asked = self.flush_acked;
-                self.actions.push_back(Action::Flush(link.peer.clone(), self.flush_acked));
+        let lsn = self.flush_acked.max(self.flush_wanted);
+        for i in 0..self.links.len() {
+            let link = &self.links[i];
+            let owes = link.flushed < lsn && link.flush_asked < lsn && link.state != LinkState::Lost;
+            let matters = |c: &Config| c.status == Status::InSync && c.peers.contains(&link.peer);
+            if owes && self.possible().any(matters) {
+                let peer = link.peer.clone();
+                self.links[i].flush_asked = lsn;
+                self.actions.push_back(Action::Flush(peer, lsn));
             }
         }
     }

@@ -373,3 +373,32 @@ fn whatever_the_registry_says_a_takeover_finds_what_was_acknowledged() {
     }
     assert!(mutant::BUILT_IN || seen.iter().all(|n| *n > 1000), "the worlds do what they are for: {seen:?}");
 }
+
+/// A flush was asked of p, p went away, and q takes its place: nobody but the owner knows that q was never asked.
+#[test]
+fn a_flush_that_waits_is_asked_of_whoever_takes_the_place_of_a_peer() {
+    let (p, q) = (peer("p", 1), peer("q", 2));
+    let mut o = in_sync(Mode::Sync, std::slice::from_ref(&p), Needed::All, OnFailure::Degrade);
+    o.accepted(Lsn(150), S(1));
+    o.flush_wanted(Lsn(150), S(1));
+    o.progress(&p, Lsn(150), Lsn(100), LinkState::Live, S(1));
+    o.joined(q.clone(), S(1));
+    o.progress(&q, Lsn(150), Lsn(100), LinkState::Live, S(1));
+    o.progress(&p, Lsn(150), Lsn(100), LinkState::Lost, S(1));
+    let actions: Vec<Action> = std::iter::from_fn(|| o.take_action()).collect();
+    assert!(actions.contains(&Action::Flush(q.clone(), Lsn(150))), "{actions:?}");
+    assert_eq!(actions.iter().filter(|a| matches!(a, Action::Flush(..))).count(), 1, "once");
+}
+
+#[test]
+fn a_refusal_by_something_older_is_not_asked_again_at_once() {
+    let p = peer("p", 1);
+    let mut o = in_sync(Mode::Sync, std::slice::from_ref(&p), Needed::All, OnFailure::Degrade);
+    let base = o.config().clone();
+    o.progress(&p, Lsn(100), Lsn(100), LinkState::Lost, S(1));
+    let new = proposed(&mut o).unwrap();
+    o.outcome(&new, Outcome::Refused(Some((Epoch(5), base))), S(1));
+    assert_eq!(proposed(&mut o), None);
+    o.tick(S(2));
+    assert_eq!(proposed(&mut o), Some(new));
+}

@@ -46,7 +46,7 @@ impl Channel {
         match self.flow {
             Flow::Open => true,
             Flow::Stalled => false,
-            Flow::Resuming if lsn == self.last.next() => {
+            Flow::Resuming if lsn <= self.last.next() => {
                 self.flow = Flow::Open;
                 true
             }

@@ -23,8 +23,10 @@ const REPLIES: usize = 256 << 10;
 const FETCH: usize = 64 << 10;
 /// Reads of one connection.
 const MAX_READS: usize = 64;
-/// Slow requests of one connection.
+/// Slow requests of one connection, beside a flush of each channel.
 const MAX_SLOW: usize = 4096;
+/// Fetches at a time: each may bring an entry of the largest size.
+const MAX_FETCHES: usize = 4;
 
 /// What a slow thing came to.
 enum Done {
@@ -50,7 +52,9 @@ struct Connection<'s> {
     batch: Vec<Incoming>,
     batch_of: Vec<u32>,
     touched: Vec<u32>,
+    /// None of them holds a lock of the storage while it waits here to be polled: this loop may be busy for long.
     slow: FuturesUnordered<BoxFuture<'s, Done>>,
+    fetching: usize,
     out: BytesMut,
 }
 
@@ -61,7 +65,7 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
     let mut first = [0u8; PROLOGUE];
     tokio::select! {
         done = read.read_exact(&mut first) => { done.map_err(say)?; }
-        () = service.clock.sleep(service.settings.idle) => return Err("no prologue came".into()),
+        () = service.clock.sleep(service.settings.handshake) => return Err("no prologue came".into()),
     }
     let (lowest, highest) = wire::prologue(&first)?;
     let version = wire::choose_version(lowest, highest);
@@ -81,6 +85,7 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
         batch_of: Vec::new(),
         touched: Vec::new(),
         slow: FuturesUnordered::new(),
+        fetching: 0,
         out,
     };
     let mut decoder = Decoder::default();
@@ -122,7 +127,7 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
         let want = decoder.missing().max(RECEIVE);
         decoder.buffer().reserve(want);
         // What could be fetched goes on when nothing came in, not when something does.
-        let more = connection.reads.values().any(|r| r.credit > 0 && !r.fetching);
+        let more = connection.may_fetch();
         tokio::select! {
             biased;
             n = read.read_buf(decoder.buffer()) => {
@@ -167,13 +172,19 @@ impl<'s> Connection<'s> {
         match frame.request()? {
             Request::Append(_) => {}
             Request::Hello { volume, epoch, open } => self.hello(id, volume, epoch, open).await,
-            Request::Flush => self.flush(id),
+            Request::Flush => {
+                if self.slow.len() >= MAX_SLOW + self.service.settings.max_channels {
+                    return Err("too many flushes at a time".into());
+                }
+                self.flush(id);
+            }
             Request::Trim(lsn) => self.on_channel(id, |s, key| s.store.trim(key, lsn).map(|()| None)),
             Request::Vouch(lsn) => {
                 self.on_channel(id, |s, key| s.store.vouch(key, lsn).map(|()| Some(Reply::Vouched)));
             }
             Request::Close => {
                 self.channels.remove(&id);
+                self.reads.remove(&id);
             }
             Request::Seal(volume, epoch) => self.seal(id, volume, epoch),
             Request::Status(volume) => {
@@ -189,10 +200,13 @@ impl<'s> Connection<'s> {
                 self.answer(id, done);
             }
             Request::Read(key, next, credit) => {
-                if self.reads.len() >= MAX_READS {
+                if self.reads.len() >= MAX_READS || self.slow.len() >= MAX_SLOW {
                     self.fail(id, &Error::unavailable("too many reads at a time"));
                 } else {
-                    self.reads.insert(id, Reading { key, next, credit: u64::from(credit), fetching: false });
+                    let reading = Reading { key, next, credit: u64::from(credit), fetching: false };
+                    if self.reads.insert(id, reading).is_some() {
+                        return Err("a read of a number that is in use".into());
+                    }
                 }
             }
             Request::Credit(credit) => {
@@ -340,11 +354,19 @@ impl<'s> Connection<'s> {
             return;
         }
         for (id, reading) in self.reads.iter_mut().filter(|(_, r)| r.credit > 0 && !r.fetching) {
+            if self.fetching >= MAX_FETCHES {
+                return;
+            }
             reading.fetching = true;
+            self.fetching += 1;
             let (store, key, next, id) = (&self.service.store, reading.key, reading.next, *id);
             let max = FETCH.min(reading.credit as usize);
             self.slow.push(Box::pin(async move { Done::Fetched(id, store.read(&key, next, max).await) }));
         }
+    }
+
+    fn may_fetch(&self) -> bool {
+        self.fetching < MAX_FETCHES && self.reads.values().any(|r| r.credit > 0 && !r.fetching)
     }
 
     fn done(&mut self, done: Done) {
@@ -365,6 +387,7 @@ impl<'s> Connection<'s> {
             Done::Sealed(id, Ok((floor, logs))) => Reply::Logs(floor, logs).put(&mut self.out, id),
             Done::Sealed(id, Err(error)) => self.fail(id, &error),
             Done::Fetched(id, fetched) => {
+                self.fetching -= 1;
                 let Some(reading) = self.reads.get_mut(&id) else { return };
                 reading.fetching = false;
                 let error = match fetched {

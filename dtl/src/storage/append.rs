@@ -14,7 +14,7 @@ use common::{Clock, Disk, DiskFile, Epoch, Error, Lsn, Result, VolumeId, mutant}
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 const PAGE: u64 = 4096;
@@ -83,6 +83,7 @@ pub(super) struct DiskBack {
     frontier: Mutex<Frontier>,
     syncing: tokio::sync::Mutex<()>,
     pub space: Mutex<Space>,
+    syncs: AtomicU64,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
     pub wake: Arc<Notify>,
@@ -93,6 +94,16 @@ pub(super) type Work = (Item, Bytes);
 
 pub(super) fn entry_item(key: Key, lsn: Lsn, crc: u32, body: Bytes) -> Work {
     (Item { kind: Kind::Entry, len: body.len() as u32, crc, key, lsn }, body)
+}
+
+/// A record is being written. Whoever gives up meanwhile leaves a place that may be written at any time: that is
+/// the end of this storage, as a failed write is.
+struct Whole<'b>(&'b DiskBack);
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        self.0.fail(Error::internal("a write to the DTL's storage was abandoned"));
+    }
 }
 
 fn state_item(kind: Kind, volume: VolumeId, state: &VolumeState) -> Work {
@@ -122,6 +133,7 @@ impl DiskBack {
             frontier: Mutex::default(),
             syncing: tokio::sync::Mutex::default(),
             space: Mutex::new(space),
+            syncs: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
             wake: Arc::new(Notify::new()),
@@ -137,11 +149,15 @@ impl DiskBack {
     }
 
     /// The end: after a failed write or sync nothing unsynced counts, so nothing is taken any more.
-    fn fail(&self, error: Error) -> Error {
+    pub fn fail(&self, error: Error) -> Error {
         self.failure.lock().get_or_insert_with(|| error.clone());
         self.failed.store(true, Ordering::Release);
         tracing::error!(%error, "the DTL's storage failed; its logs are suspect from the next start on");
         error
+    }
+
+    pub fn syncs(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
     }
 
     /// Whether data may take another segment.
@@ -167,8 +183,15 @@ impl DiskBack {
             logs.lock().dirty.extend(states);
             return verdicts;
         }
+        let whole = Whole(self);
         let written = self.write(&mut appender, logs, &work, false).await;
-        drop(appender);
+        std::mem::forget(whole);
+        // The appender is held until the entries are in the logs: who comes next must see them, above all a seal.
+        let early = mutant::is_on("dtl-seal-overtakes-an-append");
+        if early {
+            drop(appender);
+            tokio::task::yield_now().await;
+        }
         let mut logs = logs.lock();
         let places = match written {
             Ok(places) => places,
@@ -187,9 +210,16 @@ impl DiskBack {
                 Some((segment, offset)) => {
                     let len = i.packed.bytes.len() as u32;
                     let place = Place::Disk { held: Held::new(&segment, len), offset };
-                    logs.insert(&i.key, Slot { crc: i.packed.crc, len, place }).map(|_| Admission::Take)
+                    logs.insert(&i.key, i.head.lsn, Slot { crc: i.packed.crc, len, place })
                 }
             };
+        }
+        // What came twice in this batch is there only if the first one found room.
+        for (i, verdict) in batch.iter().zip(&mut verdicts).filter(|(_, v)| matches!(v, Ok(Admission::Have)))
+        {
+            if logs.log(&i.key).is_ok_and(|log| log.last() < i.head.lsn) {
+                *verdict = Ok(Admission::Full);
+            }
         }
         verdicts
     }
@@ -363,8 +393,8 @@ impl DiskBack {
 
     async fn checkpoint(&self, appender: &mut Appender, logs: &Mutex<Logs>) -> Result<()> {
         let mut work: Vec<Work> = {
-            let mut logs = logs.lock();
-            logs.dirty.clear();
+            // They stay marked: of what is being written a part may be older than this, and be read as the newer.
+            let logs = logs.lock();
             logs.volumes
                 .iter()
                 .map(|(id, v)| state_item(Kind::Checkpoint, *id, &VolumeState::of(Some(v))))
@@ -411,7 +441,12 @@ impl DiskBack {
             0
         };
         for (segment, _) in dirty.iter().skip(skip) {
-            segment.file.sync().await.map_err(|e| self.fail(e))?;
+            self.syncs.fetch_add(1, Ordering::Relaxed);
+            let synced = segment.file.sync().await;
+            if mutant::is_on("dtl-failed-sync-ignored") {
+                continue;
+            }
+            synced.map_err(|e| self.fail(e))?;
         }
         // A write may have failed meanwhile: then nothing is promised any more.
         self.check()?;

@@ -9,6 +9,8 @@
 //! 56  CRC32C of the above u32, then zeroes
 //! ```
 //!
+//! A segment that is free and was used begins with a block of the magic "SRdf" and zeroes instead.
+//!
 //! Records begin at multiples of 512, the first at 4096:
 //!
 //! ```text
@@ -35,6 +37,12 @@ use common::{Epoch, Lsn, VolumeId};
 const SEGMENT: u32 = u32::from_le_bytes(*b"SRds");
 const RECORD: u32 = u32::from_le_bytes(*b"SRdr");
 const VERSION: u16 = 1;
+/// What a segment that was freed begins with.
+pub static FREE: [u8; HEADER] = {
+    let mut block = [0; HEADER];
+    [block[0], block[1], block[2], block[3]] = *b"SRdf";
+    block
+};
 /// Bytes of a segment's header.
 pub const HEADER: usize = 512;
 /// The first record.
@@ -289,7 +297,8 @@ impl VolumeState {
             let (epoch, incarnation) = (Epoch(b.get_u64_le()), Incarnation(b.get_u128_le()));
             let (serial, base, last) = (b.get_u64_le(), Lsn(b.get_u64_le()), Lsn(b.get_u64_le()));
             let flags = b.get_u8();
-            if flags > 7 || last < base || logs.last().is_some_and(|l| l.epoch >= epoch) {
+            if flags > 7 || last < base || last.0 == u64::MAX || logs.last().is_some_and(|l| l.epoch >= epoch)
+            {
                 return Err("a state contradicts itself");
             }
             let (sealed, suspect, damaged) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
@@ -297,4 +306,21 @@ impl VolumeState {
         }
         Ok(VolumeState { floor, logs })
     }
+}
+
+/// A header, or a record, with its checksum made right.
+pub fn with_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut made = bytes.to_vec();
+    if made.starts_with(&SEGMENT.to_le_bytes()) && made.len() >= HEADER {
+        let crc = crc32c(&made[..56]);
+        made[56..60].copy_from_slice(&crc.to_le_bytes());
+    } else if made.starts_with(&RECORD.to_le_bytes()) && made.len() >= FIXED {
+        let items = usize::from(u16::from_le_bytes([made[6], made[7]])).min(MAX_ITEMS);
+        let end = header_len(items) - 4;
+        if made.len() >= end + 4 {
+            let crc = crc32c(&made[..end]);
+            made[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+    made
 }

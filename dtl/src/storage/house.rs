@@ -3,8 +3,10 @@
 
 use super::Store;
 use super::append::{DiskBack, Spare, Work, entry_item};
+use super::format::FREE;
 use super::logs::{Key, Place, Slot};
 use super::segment::Segment;
+use bytes::Bytes;
 use common::crc::crc32c;
 use common::{Lsn, Result, mutant};
 use std::sync::atomic::Ordering;
@@ -107,9 +109,14 @@ impl Store {
 
     /// Frees segments that nothing needs; whether there were any.
     async fn free(&self, back: &DiskBack) -> Result<bool> {
-        // It may still be on the list of what is to be synced, which the sync below ends.
+        // It may still be on the list of what is to be synced, which the sync below ends. What becomes idle from here
+        // on does so by a trim that is not durable yet: it is for the next time.
         let idle = |s: &Arc<Segment>| s.live.load(Ordering::Relaxed) == 0;
-        if !back.space.lock().closed.iter().any(idle) {
+        let lives: Vec<u64> = {
+            let space = back.space.lock();
+            space.closed.iter().filter(|s| idle(s)).map(|s| s.life).collect()
+        };
+        if lives.is_empty() {
             return Ok(false);
         }
         // What was trimmed must be known to be trimmed before it is gone, and what was copied must be durable. All
@@ -124,26 +131,39 @@ impl Store {
             }
         }
         back.sync().await?;
-        let mut removed = Vec::new();
-        let mut any = false;
+        let mut freed = Vec::new();
         {
             let mut space = back.space.lock();
             let closed = std::mem::take(&mut space.closed);
+            let early = mutant::is_on("dtl-freed-what-was-trimmed-since");
             for segment in closed {
+                if !early && !lives.contains(&segment.life) {
+                    space.closed.push(segment);
+                    continue;
+                }
                 match Arc::try_unwrap(segment) {
-                    Ok(segment) if segment.found => removed.push(segment.name),
-                    Ok(segment) => {
-                        space.spares.push(Spare { file: segment.file, name: segment.name });
-                        any = true;
-                    }
+                    Ok(segment) => freed.push(segment),
                     Err(segment) => space.closed.push(segment),
                 }
             }
         }
-        for name in removed {
-            back.disk.remove(&name).await?;
-            back.space.lock().files -= 1;
-            any = true;
+        let any = !freed.is_empty();
+        for segment in freed {
+            if segment.found {
+                back.disk.remove(&segment.name).await?;
+                back.space.lock().files -= 1;
+                continue;
+            }
+            // A power cut may keep what its next life begins with and lose the header of that life: under the old one
+            // the rest would look like records that are lost.
+            if !mutant::is_on("dtl-freed-without-a-mark") {
+                let marked = async {
+                    segment.file.write_at(0, &[Bytes::from_static(&FREE)]).await?;
+                    segment.file.sync().await
+                };
+                marked.await.map_err(|e| back.fail(e))?;
+            }
+            back.space.lock().spares.push(Spare { file: segment.file, name: segment.name });
         }
         Ok(any)
     }

@@ -38,7 +38,16 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { capacity: 1 << 30, volume_bytes: 256 << 20, volumes: 16384, logs_per_volume: 32 }
+        Limits { capacity: 1 << 30, volume_bytes: 256 << 20, volumes: 16384, logs_per_volume: 12 }
+    }
+}
+
+impl Limits {
+    /// What the control state may take on disk, at most: each segment begins with all of it.
+    pub(super) fn control_bytes(&self) -> u64 {
+        const VOLUME: u64 = 80;
+        const LOG: u64 = 49;
+        (self.volumes as u64).saturating_mul((self.logs_per_volume as u64).saturating_mul(LOG) + VOLUME)
     }
 }
 
@@ -135,6 +144,11 @@ fn fenced(volume: VolumeId, epoch: Epoch, floor: Epoch) -> Error {
     Error::fenced(format!("volume {volume}: epoch {epoch} is over, this DTL was sealed at epoch {floor}"))
 }
 
+/// The last epoch is what a volume that was forgotten has as its floor; nobody can own one in it.
+fn possible(epoch: Epoch) -> Result<()> {
+    if epoch == Epoch(u64::MAX) { Err(Error::invalid("an impossible epoch")) } else { Ok(()) }
+}
+
 fn gone(key: &Key) -> Error {
     Error::not_found(format!(
         "volume {}: there is no log {} of epoch {}",
@@ -156,6 +170,10 @@ impl Logs {
 
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    pub fn capacity(&self) -> u64 {
+        self.limits.capacity
     }
 
     fn volume(&mut self, id: VolumeId) -> Result<&mut Volume> {
@@ -203,6 +221,7 @@ impl Logs {
         incarnation: Incarnation,
     ) -> Result<LogInfo> {
         let limit = self.limits.logs_per_volume;
+        possible(epoch)?;
         if self.volumes.get(&volume).is_some_and(|v| epoch < v.floor) && !mutant::is_on("old-epoch-accepted")
         {
             let floor = self.volumes.get(&volume).map(|v| v.floor).unwrap_or_default();
@@ -286,17 +305,22 @@ impl Logs {
         packed.bytes.len() as u64 + OVERHEAD
     }
 
-    /// The next entry of the log.
-    pub fn insert(&mut self, key: &Key, slot: Slot) -> Result<Lsn> {
+    /// An entry that was admitted and is written. What may have happened since is a trim, over another connection.
+    pub fn insert(&mut self, key: &Key, lsn: Lsn, slot: Slot) -> Result<Admission> {
         let cost = slot.cost();
         let log = self.log_mut(key)?;
+        if lsn <= log.base {
+            return Ok(Admission::Have);
+        }
+        if lsn != log.last().next() {
+            return Ok(Admission::Gap);
+        }
         log.entries.push_back(slot);
-        let last = log.last();
         if let Some(v) = self.volumes.get_mut(&key.volume) {
             v.bytes += cost;
         }
         self.bytes += cost;
-        Ok(last)
+        Ok(Admission::Take)
     }
 
     /// Whether a volume that was told to stop may go on: with some room, so that it does not stop again at once.
@@ -338,6 +362,7 @@ impl Logs {
 
     /// Refuses every epoch below `epoch` from now on.
     pub fn seal(&mut self, volume: VolumeId, epoch: Epoch) -> Result<()> {
+        possible(epoch)?;
         self.volume(volume)?;
         self.raise(volume, epoch);
         Ok(())

@@ -4,7 +4,8 @@
 //! below that is damage, not a torn tail. After damage no log is written on again.
 
 use super::format::{
-    ALIGN, FIRST, FORGOTTEN, HEADER, Item, Kind, Position, Record, SegmentHeader, VolumeState, decode_record,
+    ALIGN, FIRST, FORGOTTEN, FREE, HEADER, Item, Kind, Position, Record, SegmentHeader, VolumeState,
+    decode_record,
 };
 use super::logs::{Key, Limits, Log, Logs, Place, Slot};
 use super::segment::{Held, Segment};
@@ -110,10 +111,15 @@ async fn header(file: &dyn common::DiskFile) -> Result<Option<SegmentHeader>> {
     if let Ok(header) = SegmentHeader::decode(&block) {
         return Ok(Some(header));
     }
-    let len = (file.len() - FIRST).min(64 << 10) as usize;
-    let first = file.read_at(FIRST, len).await?;
-    let record = decode_record(&first).ok().filter(|r| r.at.offset == FIRST);
-    Ok(record.map(|r| SegmentHeader {
+    if block[..] == FREE {
+        return Ok(None);
+    }
+    // Anywhere, not only at the start: where both are lost there may be something durable behind them.
+    let bytes = file.read_at(0, file.len() as usize).await?;
+    let places = (FIRST..file.len()).step_by(ALIGN as usize);
+    let record = |at: u64| decode_record(bytes.get(at as usize..)?).ok().filter(|r| r.at.offset == at);
+    let found = places.filter_map(record).next();
+    Ok(found.map(|r| SegmentHeader {
         process: r.process,
         life: r.at.life,
         size: file.len(),
@@ -123,6 +129,8 @@ async fn header(file: &dyn common::DiskFile) -> Result<Option<SegmentHeader>> {
 
 impl Scan {
     async fn segment(&mut self, header: &SegmentHeader, segment: &Arc<Segment>) -> Result<()> {
+        // A checkpoint is in one segment. What is not all there was not durable.
+        self.checkpoint.clear();
         // One segment at a time is in memory.
         let bytes = segment
             .file

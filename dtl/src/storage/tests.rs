@@ -1,3 +1,5 @@
+mod races;
+
 use super::*;
 use crate::entry::Entry;
 use common::ErrorKind;
@@ -38,13 +40,13 @@ async fn disk_store(disk: &SimDisk) -> (Arc<Store>, Recovered) {
     Store::open(small(), Arc::new(disk.process()), clock()).await.unwrap()
 }
 
-async fn log(store: &Store, volume: VolumeId, epoch: u64, base: u64) -> Key {
+async fn log(store: &Arc<Store>, volume: VolumeId, epoch: u64, base: u64) -> Key {
     let info = store.create(volume, Epoch(epoch), 1, Lsn(base)).await.unwrap();
     Key { volume, epoch: Epoch(epoch), incarnation: info.incarnation }
 }
 
 async fn fill(
-    store: &Store,
+    store: &Arc<Store>,
     key: Key,
     lsns: std::ops::RangeInclusive<u64>,
     len: usize,
@@ -53,7 +55,7 @@ async fn fill(
     store.append(&batch).await
 }
 
-async fn takes(store: &Store, key: Key, lsns: std::ops::RangeInclusive<u64>, len: usize) {
+async fn takes(store: &Arc<Store>, key: Key, lsns: std::ops::RangeInclusive<u64>, len: usize) {
     for lsn in lsns {
         let mut verdict = fill(store, key, lsn..=lsn, len).await.remove(0).unwrap();
         if verdict == Admission::Full {

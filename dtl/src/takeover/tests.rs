@@ -17,7 +17,15 @@ fn registration(mode: Mode, status: Status, needed: Needed, peers: &[PeerLog]) -
         config: 3,
         ..Config::alone(mode, peers.len() as u8, needed, OnFailure::Degrade)
     };
-    Registration { owner: name("a"), epoch: Epoch(5), config, tails: Vec::new(), clean: false }
+    Registration {
+        owner: name("a"),
+        epoch: Epoch(5),
+        claimed: Epoch(6),
+        config,
+        tails: Vec::new(),
+        clean: false,
+        losses: Vec::new(),
+    }
 }
 
 fn log(incarnation: u128, base: u64, last: u64) -> LogInfo {
@@ -120,18 +128,19 @@ fn of_two_peers_as_many_as_rule_13_says() {
 
 #[test]
 fn not_in_sync_only_the_owners_own_journal_will_do() {
-    let journal = LocalJournal { of_last_owner: true, same_boot: true, base: Lsn(90), last: Lsn(170) };
+    let journal =
+        LocalJournal { node: name("a"), of_last_owner: true, same_boot: true, base: Lsn(90), last: Lsn(170) };
     for (mode, status) in
         [(Mode::None, Status::Degraded), (Mode::Sync, Status::CatchingUp), (Mode::Sync, Status::Degraded)]
     {
         let r = registration(mode, status, Needed::All, &[peer("p", 1)]);
         let log = ("p", sealed(log(1, 90, 150)));
         assert!(is_orphaned(&ask(&r, None, std::slice::from_ref(&log))));
-        let foreign = LocalJournal { of_last_owner: false, ..journal };
+        let foreign = LocalJournal { of_last_owner: false, ..journal.clone() };
         assert!(is_orphaned(&ask(&r, Some(foreign), std::slice::from_ref(&log))));
-        let pieces = drained(ask(&r, Some(journal), std::slice::from_ref(&log)));
+        let pieces = drained(ask(&r, Some(journal.clone()), std::slice::from_ref(&log)));
         assert_eq!(pieces, [Piece { from: Origin::Journal, after: Lsn(100), to: Lsn(170) }]);
-        let restarted = LocalJournal { same_boot: false, ..journal };
+        let restarted = LocalJournal { same_boot: false, ..journal.clone() };
         let Verdict::Drain(plan) = ask(&r, Some(restarted), &[log]) else { panic!() };
         assert!(plan.unflushed_may_be_lost, "reported");
         let clean = Registration { clean: true, ..r };
@@ -143,10 +152,16 @@ fn not_in_sync_only_the_owners_own_journal_will_do() {
 fn after_a_power_cut_of_a_sync_owner_its_journal_alone_is_not_enough() {
     // Rule 1: the journal recovered to 150, the peer confirmed 200.
     let r = registration(Mode::Sync, Status::InSync, Needed::All, &[peer("p", 1)]);
-    let journal = LocalJournal { of_last_owner: true, same_boot: false, base: Lsn(90), last: Lsn(150) };
-    assert!(is_orphaned(&ask(&r, Some(journal), &[("p", Answer::Unreachable)])));
-    assert_eq!(drained(ask(&r, Some(journal), &[("p", sealed(log(1, 90, 200)))]))[0].to, Lsn(200));
-    let same = LocalJournal { same_boot: true, ..journal };
+    let journal = LocalJournal {
+        node: name("a"),
+        of_last_owner: true,
+        same_boot: false,
+        base: Lsn(90),
+        last: Lsn(150),
+    };
+    assert!(is_orphaned(&ask(&r, Some(journal.clone()), &[("p", Answer::Unreachable)])));
+    assert_eq!(drained(ask(&r, Some(journal.clone()), &[("p", sealed(log(1, 90, 200)))]))[0].to, Lsn(200));
+    let same = LocalJournal { same_boot: true, ..journal.clone() };
     assert_eq!(drained(ask(&r, Some(same), &[("p", Answer::Unreachable)]))[0].from, Origin::Journal);
 }
 
@@ -201,4 +216,66 @@ fn a_replay_takes_the_contiguous_run_within_the_cuts() {
     assert!(replay.takes(&entry(5, 15)).is_err(), "a gap");
     assert!(replay.takes(&entry(4, 14)).is_ok_and(|t| !t));
     assert_eq!(replay.last(), Lsn(13));
+}
+
+#[test]
+fn an_epoch_that_added_nothing_need_not_be_found() {
+    let mut r = registration(Mode::Sync, Status::InSync, Needed::All, &[peer("p", 1)]);
+    let tail = |epoch, node: &str| Tail {
+        epoch: Epoch(epoch),
+        last: Lsn(150),
+        holders: vec![Holder::Log(peer(node, 9))],
+    };
+    r.tails = vec![tail(3, "q"), tail(4, "r")];
+    let first = LogInfo { epoch: Epoch(3), ..log(9, 80, 150) };
+    let answers = [("p", sealed(log(1, 160, 180))), ("q", sealed(first)), ("r", Answer::Unreachable)];
+    // The last log begins too far up: what leads to it is looked at to the end.
+    let Verdict::Orphaned(risk) = ask(&r, None, &answers) else { panic!() };
+    assert_eq!(risk.after, Lsn(150));
+    let answers = [("p", sealed(log(1, 150, 180))), answers[1].clone(), answers[2].clone()];
+    assert_eq!(drained(ask(&r, None, &answers)).len(), 2);
+    // And in between.
+    r.tails.push(Tail { epoch: Epoch(5), last: Lsn(160), holders: vec![Holder::Log(peer("q", 10))] });
+    let second = LogInfo { epoch: Epoch(5), ..log(10, 150, 160) };
+    let answers = [
+        ("p", sealed(log(1, 160, 180))),
+        ("q", Answer::Sealed(vec![first, second])),
+        ("r", Answer::Unreachable),
+    ];
+    assert_eq!(drained(ask(&r, None, &answers)).len(), 3);
+}
+
+/// Rule 8: M owned the volume in epoch 3, and its journal goes on to 170 with what was never replicated.
+#[test]
+fn a_journal_of_an_older_owner_is_no_holder_of_a_tail() {
+    let mut r = registration(Mode::Sync, Status::InSync, Needed::All, &[peer("p", 1)]);
+    let holders = vec![Holder::Log(peer("q", 9)), Holder::Journal(name("b"))];
+    r.tails = vec![Tail { epoch: Epoch(4), last: Lsn(150), holders }];
+    let journal = |node: &str| {
+        let (node, base, last) = (name(node), Lsn(90), Lsn(170));
+        Some(LocalJournal { node, of_last_owner: false, same_boot: true, base, last })
+    };
+    let answers = [("p", sealed(log(1, 150, 180))), ("q", Answer::Unreachable)];
+    assert!(is_orphaned(&ask(&r, journal("m"), &answers)));
+    assert_eq!(drained(ask(&r, journal("b"), &answers))[0].from, Origin::Journal, "named by the registry");
+}
+
+/// The journal's device failed, and its end is lost although the machine never stopped.
+#[test]
+fn of_a_journal_and_a_whole_log_the_longer_one_counts() {
+    let r = registration(Mode::Sync, Status::InSync, Needed::All, &[peer("p", 1)]);
+    let journal =
+        LocalJournal { node: name("a"), of_last_owner: true, same_boot: true, base: Lsn(90), last: Lsn(150) };
+    let ask = |last| drained(ask(&r, Some(journal.clone()), &[("p", sealed(log(1, 90, last)))]));
+    assert_eq!(ask(200)[0].to, Lsn(200));
+    assert_eq!(ask(150)[0].from, Origin::Journal);
+}
+
+#[test]
+fn a_clean_close_that_the_backend_contradicts_is_not_believed() {
+    let mut r = registration(Mode::None, Status::Degraded, Needed::All, &[]);
+    r.clean = true;
+    assert!(drained(ask(&r, None, &[])).is_empty());
+    r.tails = vec![Tail { epoch: Epoch(4), last: Lsn(150), holders: vec![] }];
+    assert!(is_orphaned(&ask(&r, None, &[])));
 }

@@ -1,6 +1,6 @@
 //! Bytes in, frames out.
 
-use super::{HEAD, KINDS, MAX_BODY, MAX_SMALL, Open, Reply, Request, verb};
+use super::{HEAD, MAX_BODY, MAX_SMALL, Open, Reply, Request, verb};
 use crate::entry::{self, Head, Packed};
 use crate::registration::{Incarnation, LogInfo};
 use crate::storage::Key;
@@ -210,7 +210,7 @@ impl Frame {
             verb::STALL => Reply::Stall(r.lsn()?),
             verb::RESUME => Reply::Resume(r.lsn()?),
             verb::FAILED => {
-                let kind = KINDS.get(usize::from(r.u8()?)).copied().unwrap_or(ErrorKind::Internal);
+                let kind = ErrorKind::from_number(r.u8()?).unwrap_or(ErrorKind::Internal);
                 return Ok(Reply::Failed(kind, String::from_utf8_lossy(&r.0).into_owned()));
             }
             verb::LOGS => {

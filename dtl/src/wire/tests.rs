@@ -82,7 +82,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         Just(Reply::Vouched),
         lsn().prop_map(Reply::Stall),
         lsn().prop_map(Reply::Resume),
-        (0..KINDS.len(), "[a-z ä]{0,40}").prop_map(|(k, m)| Reply::Failed(KINDS[k], m)),
+        (0..11u8, "[a-z ä]{0,40}").prop_map(|(k, m)| Reply::Failed(ErrorKind::from_number(k).unwrap(), m)),
         (any::<u64>(), prop::collection::vec(info(), 0..5)).prop_map(|(e, l)| Reply::Logs(Epoch(e), l)),
         packed().prop_map(Reply::Data),
         Just(Reply::Done),

@@ -1,11 +1,14 @@
 //! A network in memory, services that restart, and an owner's journal.
 #![allow(dead_code)]
 
+pub mod owner;
+
 use async_trait::async_trait;
-use common::sim::{SimClock, SimDisk};
+use common::sim::{SimClock, SimDisk, SimDiskFaults};
 use common::{Clock, Epoch, Lsn, Result, VolumeId};
 use dtl::client::{Chunk, Client, LinkState, Progress, Replica, Settings, Source, Start};
-use dtl::service::{Metrics, Service, Settings as ServiceSettings};
+use dtl::metrics::ServiceMetrics;
+use dtl::service::{Service, Settings as ServiceSettings};
 use dtl::storage::{DiskSettings, Limits, Recovered, Store};
 use dtl::transport::{Dial, Stream};
 use dtl::{Entry, Incarnation};
@@ -128,6 +131,8 @@ pub struct Peer {
     pub disk: SimDisk,
     pub limits: Limits,
     pub segments: (u64, usize),
+    /// What is wrong with its disk whenever it starts.
+    pub faults: Mutex<SimDiskFaults>,
     pub clock: Arc<dyn Clock>,
     service: Mutex<Option<Service>>,
     connections: Mutex<Vec<AbortHandle>>,
@@ -139,12 +144,12 @@ pub struct Peer {
 
 impl Peer {
     pub fn new(kind: Kind, clock: Arc<dyn Clock>) -> Arc<Peer> {
-        let limits = Limits { capacity: 8 << 20, volume_bytes: 2 << 20, volumes: 4096, logs_per_volume: 8 };
+        let limits = Limits { capacity: 8 << 20, volume_bytes: 2 << 20, volumes: 1100, logs_per_volume: 4 };
         Self::with(kind, limits, clock)
     }
 
     pub fn with(kind: Kind, limits: Limits, clock: Arc<dyn Clock>) -> Arc<Peer> {
-        Self::with_segments(kind, limits, (256 << 10, 16), clock)
+        Self::with_segments(kind, limits, (1 << 20, 16), clock)
     }
 
     pub fn with_segments(
@@ -158,6 +163,7 @@ impl Peer {
             disk: SimDisk::new(),
             limits,
             segments,
+            faults: Mutex::default(),
             clock,
             service: Mutex::new(None),
             connections: Mutex::default(),
@@ -171,6 +177,7 @@ impl Peer {
         let (store, found) = match self.kind {
             Kind::Memory => (Store::memory(self.limits, self.clock.clone()), Recovered::default()),
             Kind::Disk => {
+                self.disk.set_faults(self.faults.lock().clone());
                 let settings = DiskSettings {
                     segment_size: self.segments.0,
                     segments: self.segments.1,
@@ -179,7 +186,8 @@ impl Peer {
                 Store::open(settings, Arc::new(self.disk.process()), self.clock.clone()).await.unwrap()
             }
         };
-        let service = Service::new(store, ServiceSettings::default(), self.clock.clone(), Metrics::default());
+        let service =
+            Service::new(store, ServiceSettings::default(), self.clock.clone(), ServiceMetrics::default());
         *self.service.lock() = Some(service);
         found
     }

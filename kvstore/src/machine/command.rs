@@ -320,28 +320,12 @@ impl Command {
     }
 }
 
-/// Kinds as numbers, in answers that are stored and sent.
-const KINDS: [ErrorKind; 11] = [
-    ErrorKind::Unavailable,
-    ErrorKind::NotOwner,
-    ErrorKind::Fenced,
-    ErrorKind::NotFound,
-    ErrorKind::Conflict,
-    ErrorKind::Invalid,
-    ErrorKind::NoSpace,
-    ErrorKind::Corrupt,
-    ErrorKind::Unsupported,
-    ErrorKind::Denied,
-    ErrorKind::Internal,
-];
-
 pub(crate) fn encode_kind(kind: ErrorKind) -> u8 {
-    KINDS.iter().position(|k| *k == kind).unwrap_or(KINDS.len() - 1) as u8
+    kind.number()
 }
 
 pub(crate) fn decode_kind(r: &mut Reader) -> Result<ErrorKind> {
-    let n = r.u8()? as usize;
-    KINDS.get(n).copied().ok_or_else(|| r.bad("an error of an unknown kind"))
+    ErrorKind::from_number(r.u8()?).ok_or_else(|| r.bad("an error of an unknown kind"))
 }
 
 /// `text`, shortened to what an answer may hold.

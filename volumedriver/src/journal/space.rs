@@ -262,7 +262,7 @@ struct Freed {
 
 impl Journal {
     /// A volume opens: from now on `sink` hears of it. Returns what the journal holds of it.
-    pub async fn attach(&self, volume: VolumeId, sink: Arc<dyn Sink>) -> Result<RecoveredVolume> {
+    pub async fn attach(self: &Arc<Self>, volume: VolumeId, sink: Arc<dyn Sink>) -> Result<RecoveredVolume> {
         self.check()?;
         {
             let mut space = self.space.lock();
@@ -282,6 +282,8 @@ impl Journal {
                 });
             }
         }
+        // Of this process: whoever opens counts all of it as durable, as what earlier processes left is.
+        self.sync().await?;
         Ok(self.look_up(volume).await)
     }
 

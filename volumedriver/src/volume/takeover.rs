@@ -40,6 +40,7 @@ pub(super) async fn recover(
     local: Vec<RecoveredEntry>,
 ) -> Result<Tail> {
     let journal = LocalJournal {
+        node: opening.peers.node().clone(),
         of_last_owner: opening.same_journal,
         same_boot: opening.same_boot,
         base: covered,

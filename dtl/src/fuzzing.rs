@@ -1,0 +1,23 @@
+//! Every decoder of this crate as a function of bytes, for fuzzers and for the test that changes them at random. A
+//! function returns, or it found a fault.
+//!
+//! Bytes are taken as they are and with their checksums made right: behind a checksum a fuzzer that does not know it
+//! would never get.
+
+use crate::{entry, storage, wire};
+
+/// A function that a fuzzer calls, by name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("dtl_entry", entry::fuzz),
+    ("dtl_wire", |data| {
+        wire::fuzz(data);
+        wire::fuzz(&wire::with_checksums(data));
+    }),
+    ("dtl_storage", |data| {
+        storage::fuzz(data);
+        storage::fuzz(&storage::with_checksums(data));
+    }),
+];
