@@ -16,7 +16,7 @@ mod recover;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use record::{MAX_ENTRY_BYTES, Position};
+pub(crate) use record::{MAX_CONTEXT, MAX_ENTRY_BYTES, Position};
 
 use crate::wire::Writer;
 use bytes::Bytes;
@@ -108,6 +108,11 @@ impl Log {
         recover::open(disk, settings, group, member, base).await
     }
 
+    /// Whether there is a log on `disk`, whole or damaged. Making one that a power cut interrupts leaves none.
+    pub async fn is_there(disk: &dyn Disk) -> Result<bool> {
+        recover::is_there(disk).await
+    }
+
     /// Adds `batches`, in order, as one record unless they are large; durable when it returns. After an error other than `NoSpace` nothing can be added.
     pub async fn append(&mut self, batches: &[LogBatch]) -> Result<()> {
         let mut items = Vec::new();
@@ -170,6 +175,11 @@ impl Log {
         if let Err(error) = done {
             // What of it reached the disk is not known: nothing may be written behind it.
             let error = error.context("the registry's log failed");
+            // Also when its disk is full, which is rare in a file that has its room: there is no waiting for it.
+            let error = Error::new(
+                if error.kind == ErrorKind::NoSpace { ErrorKind::Internal } else { error.kind },
+                error.message(),
+            );
             self.failed = Some(error.clone());
             return Err(error);
         }
@@ -227,6 +237,9 @@ impl Log {
             file.sync().await
         };
         if let Err(error) = done.await {
+            // The segment is there and not begun: a start removes it.
+            let error =
+                Error::internal(format!("the registry's log can't begin a segment: {}", error.message()));
             self.failed = Some(error.clone());
             return Err(error);
         }
