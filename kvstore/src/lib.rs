@@ -11,6 +11,7 @@
 //! | [`client`] | [`Client`] finds the leader and retries exactly once, behind `common::Kv` |
 //! | [`backup`] | the state as a file, and a new group made from it |
 //! | [`upgrade`] | how a registry of one node becomes the first member of a group |
+//! | [`fuzzing`] | decoders as functions of bytes |
 //! | `error`, `wire` | RocksDB's errors, told as ours; bounded encoding |
 //! | `simulation` | worlds from a seed, and the judge of what clients saw; in tests alone |
 //!
@@ -24,6 +25,7 @@
 pub mod backup;
 pub mod client;
 mod error;
+pub mod fuzzing;
 pub mod local;
 pub(crate) mod log;
 pub mod machine;

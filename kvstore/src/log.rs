@@ -3,6 +3,7 @@
 //! | room | what |
 //! |---|---|
 //! | `record` | segments and records, byte for byte |
+//! | `fuzz` | both as functions of bytes |
 //! | `recover` | what an earlier process left: what is torn is cut, what is damaged is refused |
 //!
 //! One record and one fdatasync serve everything that waits ([`Log::append`]). A record begins on a sector of a file
@@ -11,11 +12,13 @@
 //!
 //! Does not own: what entries mean, and the copy of them in memory that raft reads.
 
+mod fuzz;
 mod record;
 mod recover;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use fuzz::fuzz;
 pub(crate) use record::{MAX_CONTEXT, MAX_ENTRY_BYTES, Position};
 
 use crate::wire::Writer;
