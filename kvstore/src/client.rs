@@ -18,6 +18,7 @@ mod session;
 mod tests;
 pub mod watch;
 
+use crate::backup::{RESTORED_KEY, Restored};
 use crate::machine::{Answer, Assert, Command, LeaseId, Op, Page, Range};
 use crate::node::request::{Request, Response};
 use crate::node::{Change, Handle, Status};
@@ -32,7 +33,7 @@ use std::time::Duration;
 /// How a client finds its group, and how long it tries.
 #[derive(Clone)]
 pub struct ClientConfig {
-    /// The group that must answer; 0 is whichever is there.
+    /// The group that must answer; 0 is whichever answers first, and from then on that one.
     pub group: u128,
     /// Where members listen (host:port); one that is up is enough.
     pub addresses: Vec<String>,
@@ -79,7 +80,7 @@ impl Client {
         }
     }
 
-    async fn ask(&self, request: Request) -> Result<Response> {
+    pub(crate) async fn ask(&self, request: Request) -> Result<Response> {
         let until = self.clock.now() + self.deadline;
         Ok(self.route.ask(&request, until).await?.response)
     }
@@ -138,6 +139,23 @@ impl Client {
             Response::Alive { ttl_ms } => Ok(Duration::from_millis(ttl_ms)),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// That this registry was restored from a backup, unless it never was (or somebody has removed the note, since it is
+    /// dealt with). Then statuses in it say what was, and leases of before mean nothing.
+    pub async fn restored(&self) -> Result<Option<Restored>> {
+        let Some(pair) = self.get(RESTORED_KEY).await? else { return Ok(None) };
+        let restored = std::str::from_utf8(&pair.value).ok().and_then(Restored::parse);
+        restored.map(Some).ok_or_else(|| {
+            Error::corrupt(format!(
+                "registry key '{RESTORED_KEY}' does not say what a restored registry says"
+            ))
+        })
+    }
+
+    /// The group that it talks to, once somebody has answered.
+    pub fn group(&self) -> Option<u128> {
+        self.route.group()
     }
 
     /// How the member that answers first sees the group; it need not lead.

@@ -9,7 +9,9 @@
 //! | [`node`] | a member: raft, log and state held together; [`Instance`] is one in the real world |
 //! | [`transport`] | frames over TCP and TLS between members, and from clients |
 //! | [`client`] | [`Client`] finds the leader and retries exactly once, behind `common::Kv` |
+//! | [`backup`] | the state as a file, and a new group made from it |
 //! | [`upgrade`] | how a registry of one node becomes the first member of a group |
+//! | [`fuzzing`] | decoders as functions of bytes |
 //! | `error`, `wire` | RocksDB's errors, told as ours; bounded encoding |
 //! | `simulation` | worlds from a seed, and the judge of what clients saw; in tests alone |
 //!
@@ -20,8 +22,10 @@
 //! Does not own: what the keys mean, who may connect (certificates are given to it), and when a
 //! broken table is thrown away and rebuilt ([`RocksTable::destroy`] is only the means).
 
+pub mod backup;
 pub mod client;
 mod error;
+pub mod fuzzing;
 pub mod local;
 pub(crate) mod log;
 pub mod machine;
@@ -35,6 +39,7 @@ mod wire;
 
 pub use client::{Client, ClientConfig};
 pub use local::LocalKv;
+pub use machine::{Assert, Event, LeaseId, Op, Page, Range};
 pub use node::{Instance, InstanceConfig};
 pub use table::{RocksSettings, RocksTable};
 pub use upgrade::Origin;

@@ -3,6 +3,7 @@
 //! | room | what |
 //! |---|---|
 //! | `record` | segments and records, byte for byte |
+//! | `fuzz` | both as functions of bytes |
 //! | `recover` | what an earlier process left: what is torn is cut, what is damaged is refused |
 //!
 //! One record and one fdatasync serve everything that waits ([`Log::append`]). A record begins on a sector of a file
@@ -11,12 +12,14 @@
 //!
 //! Does not own: what entries mean, and the copy of them in memory that raft reads.
 
+mod fuzz;
 mod record;
 mod recover;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use record::{MAX_ENTRY_BYTES, Position};
+pub(crate) use fuzz::fuzz;
+pub(crate) use record::{MAX_CONTEXT, MAX_ENTRY_BYTES, Position};
 
 use crate::wire::Writer;
 use bytes::Bytes;
@@ -108,6 +111,11 @@ impl Log {
         recover::open(disk, settings, group, member, base).await
     }
 
+    /// Whether there is a log on `disk`, whole or damaged. Making one that a power cut interrupts leaves none.
+    pub async fn is_there(disk: &dyn Disk) -> Result<bool> {
+        recover::is_there(disk).await
+    }
+
     /// Adds `batches`, in order, as one record unless they are large; durable when it returns. After an error other than `NoSpace` nothing can be added.
     pub async fn append(&mut self, batches: &[LogBatch]) -> Result<()> {
         let mut items = Vec::new();
@@ -170,6 +178,11 @@ impl Log {
         if let Err(error) = done {
             // What of it reached the disk is not known: nothing may be written behind it.
             let error = error.context("the registry's log failed");
+            // Also when its disk is full, which is rare in a file that has its room: there is no waiting for it.
+            let error = Error::new(
+                if error.kind == ErrorKind::NoSpace { ErrorKind::Internal } else { error.kind },
+                error.message(),
+            );
             self.failed = Some(error.clone());
             return Err(error);
         }
@@ -227,6 +240,9 @@ impl Log {
             file.sync().await
         };
         if let Err(error) = done.await {
+            // The segment is there and not begun: a start removes it.
+            let error =
+                Error::internal(format!("the registry's log can't begin a segment: {}", error.message()));
             self.failed = Some(error.clone());
             return Err(error);
         }

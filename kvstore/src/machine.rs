@@ -26,6 +26,7 @@ pub use layout::{Configuration, Event};
 pub use read::{Page, Range};
 pub use store::{RocksState, StateStore};
 
+use crate::backup::Restored;
 use bytes::Bytes;
 use common::table::Batch;
 use common::{Error, Result};
@@ -88,6 +89,9 @@ pub(crate) struct Machine {
     by_use: BTreeSet<(u64, u64)>,
     leases: BTreeMap<LeaseId, Lease>,
     members: BTreeMap<u64, String>,
+    /// Members that were removed.
+    gone: BTreeSet<u64>,
+    restored: Option<Restored>,
     /// Revision and size of each record of the history.
     history: VecDeque<(u64, usize)>,
     history_bytes: usize,
@@ -101,6 +105,10 @@ impl Machine {
     pub fn open(store: Arc<dyn StateStore>, limits: Limits) -> Result<Option<Self>> {
         let Some(head) = store.get(HEAD_KEY)? else { return Ok(None) };
         let head = Head::decode(head)?;
+        Self::load_of(store, limits, head).map(Some)
+    }
+
+    fn load_of(store: Arc<dyn StateStore>, limits: Limits, head: Head) -> Result<Self> {
         let mut machine = Self {
             store,
             limits,
@@ -110,13 +118,25 @@ impl Machine {
             by_use: BTreeSet::new(),
             leases: BTreeMap::new(),
             members: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            restored: None,
             history: VecDeque::new(),
             history_bytes: 0,
             batch: Batch::default(),
             overlay: HashMap::new(),
         };
         machine.load()?;
-        Ok(Some(machine))
+        Ok(machine)
+    }
+
+    /// Whether a staged state is one: read as if it was in place, before it is.
+    pub fn check(&self, staging: &staging::Staging) -> Result<()> {
+        let head = Head { generation: staging.generation(), ..self.head };
+        let machine = Self::load_of(self.store.clone(), self.limits, head)?;
+        match machine.meta.configuration.is_sound() {
+            true => Ok(()),
+            false => Err(Error::corrupt("replicated registry: its members can't be")),
+        }
     }
 
     /// An empty state for a member that will get its content from others, or from entry 1 on.
@@ -143,6 +163,7 @@ impl Machine {
         self.by_use.clear();
         self.leases.clear();
         self.members.clear();
+        self.gone.clear();
         self.history.clear();
         self.history_bytes = 0;
         for (key, value) in self.all(b's')? {
@@ -168,6 +189,11 @@ impl Machine {
             let address = std::str::from_utf8(&value)
                 .map_err(|_| Error::corrupt("replicated registry: the address of a member is not text"))?;
             self.members.insert(number(&key)?, address.to_string());
+        }
+        let restored = self.store.get(&tagged(generation, b'r', b""))?;
+        self.restored = restored.map(Restored::decode).transpose()?;
+        for (key, _) in self.all(b'x')? {
+            self.gone.insert(number(&key)?);
         }
         for (key, value) in self.all(b'h')? {
             self.history.push_back((number(&key)?, value.len()));
@@ -205,6 +231,21 @@ impl Machine {
     /// The addresses of the members.
     pub fn members(&self) -> &BTreeMap<u64, String> {
         &self.members
+    }
+
+    /// How many sessions are remembered.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The lease that keeps all others from being granted, and from counting as ended: right after a restore.
+    pub fn guard(&self) -> Option<LeaseId> {
+        self.restored.map(|r| r.guard).filter(|guard| self.leases.contains_key(guard))
+    }
+
+    /// Whether `member` was removed once: its id is used up.
+    pub fn is_gone(&self, member: u64) -> bool {
+        self.gone.contains(&member)
     }
 
     /// The live leases with their time to live, in milliseconds.

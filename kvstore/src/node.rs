@@ -11,18 +11,26 @@
 //! | [`instance`] | a member in the real world: [`Instance`] |
 //! | `disk`, `server` | its thread for the disk, and who connects |
 //! | `message`, `request` | what members and clients say, and the codecs |
+//! | [`metrics`] | what it counts |
+//! | `opening` | state and log, opened together |
 //! | `guard` | what no honest member can have sent |
 //!
 //! The order of effects is the product: a message that promises something leaves only when what it promises is
 //! durable, an answer only when what it answers is committed and applied.
 
+#[cfg(test)]
+mod bench;
 pub(crate) mod core;
 mod disk;
 mod guard;
+#[cfg(test)]
+mod hostile;
 pub mod instance;
 mod leases;
 mod logger;
 pub(crate) mod message;
+pub mod metrics;
+pub(crate) mod opening;
 mod progress;
 pub(crate) mod request;
 mod serve;
@@ -33,6 +41,7 @@ mod tests;
 mod transfer;
 
 pub use instance::{Handle, Instance, InstanceConfig};
+pub use metrics::Metrics;
 pub use request::{Change, Status};
 
 /// How a member behaves in time and size. The same on all members of a group, but for `seed`.

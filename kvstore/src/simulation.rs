@@ -6,6 +6,7 @@
 //! | `plan` | what kind of world, and what happened in it |
 //! | `world` | members, disks, network, faults, in virtual time |
 //! | `clients` | who reads, writes, holds leases and watches |
+//! | `processes` | the same judge over real processes |
 //! | `judge` | whether all answers agree with one sequential execution of the log, in real-time order |
 //!
 //! `KVSTORE_SEEDS=100..200` runs these seeds instead of the usual ones; `KVSTORE_SEED=7` one of them, told in full.
@@ -14,6 +15,7 @@ mod clients;
 mod judge;
 mod mutants;
 mod plan;
+mod processes;
 mod world;
 
 use plan::{Plan, Tally};

@@ -65,9 +65,19 @@ pub(crate) async fn connect(
 
 /// A link that was cut and heals is used again soon: without this the kernel waits twice as long after each attempt.
 fn give_up_soon(stream: &TcpStream) {
+    use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle, set_tcp_keepintvl};
     const UNACKNOWLEDGED_MS: u32 = 3000;
+    const QUIET: std::time::Duration = std::time::Duration::from_secs(3);
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(stream, UNACKNOWLEDGED_MS) {
         tracing::debug!(%error, "a connection of the registry has the kernel's own patience");
+    }
+    // Who waits for the other to say something has nothing unacknowledged: without this he would wait for a machine that is
+    // gone, and a member would run out of connections.
+    let asked = set_socket_keepalive(stream, true)
+        .and_then(|()| set_tcp_keepidle(stream, QUIET))
+        .and_then(|()| set_tcp_keepintvl(stream, QUIET));
+    if let Err(error) = asked {
+        tracing::debug!(%error, "a connection of the registry is not asked whether it is alive");
     }
 }
 

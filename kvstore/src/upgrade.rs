@@ -1,12 +1,13 @@
 //! Where the state of a new member comes from: a new group, the registry of one node, or the other members.
 //!
-//! A registry of one node becomes the first member of a group in three steps, each durable before the next: its records are copied
+//! A registry of one node becomes the first member of a group in steps, each durable before the next: its records are copied
 //! beside whatever there is; the old registry is marked, so that no release writes to it any more; the copy becomes
-//! the state. Until the last step nothing but copies exists, and a crash anywhere begins anew. Between the second and the last
+//! the state; then the old one is marked again: its records are old from now on, and never taken twice, also not when the new folder is
+//! lost. Until the last step nothing but copies exists, and a crash anywhere begins anew. Between the second and the last
 //! nobody serves, so nothing can be written that the copy lacks.
 
 use crate::local::moving::Moving;
-use crate::machine::layout::{Configuration, HEAD_KEY, Head, Meta, encode_pair};
+use crate::machine::layout::{Configuration, HEAD_KEY, Head, Meta, RESTORING_KEY, encode_pair};
 use crate::machine::staging::Staging;
 use crate::machine::{Machine, StateStore};
 use common::table::Batch;
@@ -59,7 +60,16 @@ pub(crate) fn prepare(
                 head.group
             )));
         }
+        if let Origin::Found { local: Some(local), .. } = origin {
+            // The process may have died right before it noted so.
+            Moving::finish(local)?;
+        }
         return Ok(head);
+    }
+    if store.get(RESTORING_KEY)?.is_some() {
+        return Err(Error::conflict(
+            "a restore of the registry into this folder did not end well: restore it again, nothing can start here before",
+        ));
     }
     if member == 0 {
         return Err(Error::invalid("the id of a member of the registry is not 0"));
@@ -107,7 +117,8 @@ fn found(
     if let Some(old) = old {
         old.mark_moved()?;
     }
-    staging.activate(group, member)
+    staging.activate(group, member)?;
+    old.map_or(Ok(()), Moving::mark_done)
 }
 
 fn copy(store: &dyn StateStore, staging: &Staging, old: &Moving) -> Result<()> {

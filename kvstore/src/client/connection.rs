@@ -29,6 +29,7 @@ struct Pending {
 pub(super) struct Connection {
     requests: mpsc::Sender<(u64, bytes::Bytes)>,
     pending: Arc<Mutex<Pending>>,
+    group: u128,
     // Ends with the connection.
     _tasks: JoinSet<()>,
 }
@@ -38,21 +39,26 @@ impl Connection {
     pub async fn open(address: &str, group: u128, tls: Option<&Arc<rustls::ClientConfig>>) -> Result<Self> {
         let mut stream = connect(address, tls).await?;
         greet(&mut stream, Hello::Client { group }).await?;
-        match greeted(&mut stream).await? {
-            Hello::Welcome { group: theirs, .. } if group == 0 || group == theirs => {}
+        let group = match greeted(&mut stream).await? {
+            Hello::Welcome { group: theirs, .. } if group == 0 || group == theirs => theirs,
             other => {
                 return Err(Error::invalid(format!(
                     "at {address} answers {other:?}, and group {group:032x} of the registry was looked for"
                 )));
             }
-        }
+        };
         let (reader, writer) = tokio::io::split(stream);
         let (requests, queue) = mpsc::channel(QUEUE);
         let pending = Arc::new(Mutex::new(Pending::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(send(writer, queue, pending.clone()));
         tasks.spawn(receive(reader, pending.clone()));
-        Ok(Self { requests, pending, _tasks: tasks })
+        Ok(Self { requests, pending, group, _tasks: tasks })
+    }
+
+    /// The group that answers.
+    pub fn group(&self) -> u128 {
+        self.group
     }
 
     pub fn is_broken(&self) -> bool {
@@ -126,10 +132,13 @@ async fn receive(reader: ReadHalf<Box<dyn Stream>>, pending: Arc<Mutex<Pending>>
             }
             (response, _) => response,
         };
-        if let (true, Response::Page(page)) = (goes_on, &response) {
-            *so_far = Some(page.clone());
-        } else if let Some((reply, _)) = pending.replies.remove(&number) {
-            let _ = reply.send(response);
+        match response {
+            Response::Page(page) if goes_on => *so_far = Some(page),
+            response => {
+                if let Some((reply, _)) = pending.replies.remove(&number) {
+                    let _ = reply.send(response);
+                }
+            }
         }
     }
     fail(&pending);

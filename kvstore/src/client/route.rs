@@ -9,8 +9,14 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A member that says nothing for so long is given up for another one.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A member that says nothing for so long is given up for another one, which may be the leader by now; for a write it is twice as
+/// long the next time, up to the longest, so that what takes long is not asked for again and again.
+const PATIENCE: Duration = Duration::from_millis(700);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// For so long nobody is believed who says that a silent member leads.
+const SILENCE: Duration = Duration::from_millis(700);
+/// Tries for which there is room even if nobody answers: a heartbeat must reach another leader while its lease lives.
+const TRIES: u32 = 4;
 /// Members come and go: who there is, is asked so often.
 const REFRESH: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -31,6 +37,11 @@ struct State {
     learned: Vec<String>,
     asked: Option<Duration>,
     connection: Option<(String, Arc<Connection>)>,
+    /// The group that answered first, if none was asked for. Sessions, leases and revisions are its own: of another one, restored
+    /// from a backup say, they would name what somebody else has.
+    group: u128,
+    /// Who said nothing, and when that was noticed: the others may not know yet, and still send everybody there.
+    silent: Option<(Target, Duration)>,
 }
 
 pub(super) struct Route {
@@ -51,7 +62,15 @@ impl Route {
     pub fn new(config: ClientConfig, clock: Arc<dyn Clock>) -> Self {
         let first = config.addresses.first().cloned().unwrap_or_default();
         let target = if config.local.is_some() { Target::Local } else { Target::Remote(first) };
-        let state = State { target, turn: 0, learned: Vec::new(), asked: None, connection: None };
+        let state = State {
+            target,
+            turn: 0,
+            learned: Vec::new(),
+            asked: None,
+            connection: None,
+            group: config.group,
+            silent: None,
+        };
         Self { config, clock, state: Mutex::new(state), connecting: tokio::sync::Mutex::new(()) }
     }
 
@@ -70,16 +89,24 @@ impl Route {
         let mut pause = FIRST_PAUSE;
         let mut why;
         let writes = matches!(request, Request::Command(_) | Request::Change(_));
-        let patience = match request {
-            Request::Watch { wait_ms, .. } => PATIENCE + Duration::from_millis(*wait_ms),
-            _ => PATIENCE,
+        let begun = until.saturating_sub(self.clock.now());
+        let mut patience = PATIENCE.min(begun / TRIES);
+        let wait = match request {
+            Request::Watch { wait_ms, .. } => Duration::from_millis(*wait_ms),
+            _ => Duration::ZERO,
         };
         loop {
             let target = self.state.lock().target.clone();
-            let left = until.saturating_sub(self.clock.now()).min(patience);
+            let left = until.saturating_sub(self.clock.now()).min(patience + wait);
             let (sent, outcome) = tokio::select! {
                 tried = self.attempt(&target, request) => tried,
-                () = self.clock.sleep(left) => (true, Err(Error::unavailable("there was no answer in time"))),
+                () = self.clock.sleep(left) => {
+                    self.state.lock().silent = Some((target.clone(), self.clock.now()));
+                    if writes {
+                        patience = (patience * 2).min(LONGEST_PATIENCE);
+                    }
+                    (true, Err(Error::unavailable("there was no answer in time")))
+                }
             };
             match outcome {
                 Ok(Response::NotLeader { leader }) => {
@@ -149,6 +176,11 @@ impl Route {
         }
     }
 
+    /// The group, once it is known.
+    pub fn group(&self) -> Option<u128> {
+        Some(self.state.lock().group).filter(|group| *group != 0)
+    }
+
     /// What a member says of the others.
     pub fn learn(&self, status: &Status) {
         if !status.members.is_empty() {
@@ -172,9 +204,11 @@ impl Route {
         if address.is_empty() {
             return Err(Error::invalid("no address of a member of the registry is known"));
         }
-        let connection =
-            Arc::new(Connection::open(address, self.config.group, self.config.tls.as_ref()).await?);
-        self.state.lock().connection = Some((address.to_string(), connection.clone()));
+        let group = self.state.lock().group;
+        let connection = Arc::new(Connection::open(address, group, self.config.tls.as_ref()).await?);
+        let mut state = self.state.lock();
+        state.group = connection.group();
+        state.connection = Some((address.to_string(), connection.clone()));
         Ok(connection)
     }
 
@@ -182,6 +216,9 @@ impl Route {
     fn follow(&self, leader: Option<String>) {
         let mut state = self.state.lock();
         match leader.filter(|address| !address.is_empty()) {
+            Some(address) if self.is_silent(&state, &Target::Remote(address.clone())) => {
+                self.turn(&mut state)
+            }
             Some(address) => {
                 if !state.learned.contains(&address) && state.learned.len() < 64 {
                     state.learned.push(address.clone());
@@ -209,8 +246,18 @@ impl Route {
         if all.is_empty() {
             return;
         }
-        state.turn = state.turn.wrapping_add(1);
-        state.target = all[state.turn % all.len()].clone();
+        for _ in 0..all.len() {
+            state.turn = state.turn.wrapping_add(1);
+            state.target = all[state.turn % all.len()].clone();
+            if !self.is_silent(state, &state.target) {
+                break;
+            }
+        }
+    }
+
+    fn is_silent(&self, state: &State, target: &Target) -> bool {
+        let silent = state.silent.as_ref().filter(|(_, since)| self.clock.now() < *since + SILENCE);
+        silent.is_some_and(|(who, _)| who == target)
     }
 
     fn told(&self, target: &Target) -> String {

@@ -6,7 +6,7 @@
 use super::watch::Watched;
 use super::*;
 use crate::local::LocalKv;
-use crate::node::{Instance, InstanceConfig, Settings};
+use crate::node::{Instance, InstanceConfig, Metrics, Settings};
 use crate::table::RocksSettings;
 use crate::transport::Tls;
 use crate::upgrade::Origin;
@@ -27,6 +27,7 @@ struct Group {
     group: u128,
     tls: Option<Tls>,
     rocks: RocksSettings,
+    metrics: prometheus_client::registry::Registry,
 }
 
 impl Group {
@@ -43,6 +44,7 @@ impl Group {
                 write_buffer_bytes: 4 << 20,
                 ..RocksSettings::default()
             },
+            metrics: Default::default(),
         };
         group.start(1).await;
         group.group = group.members[&1].group();
@@ -76,6 +78,7 @@ impl Group {
             clock: self.clock.clone(),
             settings: Settings { tick_ms: 20, ..Settings::default() },
             rocks: self.rocks,
+            metrics: Metrics::new(&mut self.metrics),
         };
         self.members.insert(id, Instance::start(config).await.unwrap());
     }
@@ -159,6 +162,17 @@ async fn three_members_go_on_when_the_leader_is_killed_and_lose_nothing() {
         client.txn(vec![KvAssert::Absent("k/000".into())], vec![]).await.unwrap_err().kind,
         ErrorKind::Conflict
     );
+    pause(100).await;
+    let mut told = String::new();
+    prometheus_client::encoding::text::encode(&mut told, &group.metrics).unwrap();
+    for what in [
+        "kvstore_leads 1",
+        "kvstore_member_lag_entries{member=\"",
+        "kvstore_log_write_seconds_bucket",
+        "kvstore_proposals_total",
+    ] {
+        assert!(told.contains(what), "{what} is not in {told}");
+    }
     // The whole room goes dark, and comes back.
     for id in 1..=3 {
         group.kill(id).await;
@@ -375,6 +389,82 @@ async fn a_client_whose_session_was_forgotten_gets_another_one() {
     }
     client.txn(vec![KvAssert::Absent("b".into())], vec![put("b", "1")]).await.unwrap();
     assert_eq!(client.scan("").await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_comes_back_from_a_backup_as_another_one() {
+    use crate::backup::{RestoreConfig, restore, verify};
+    let mut group = Group::of(2, None).await;
+    let client = group.client();
+    client
+        .txn(vec![], (0..50).map(|n| put(&format!("k/{n:02}"), vec![n as u8; 9000])).collect())
+        .await
+        .unwrap();
+    let held = client.hold(Duration::from_millis(900)).await.unwrap();
+    let leader = group.leader().await;
+    let backup = group.dir.path().join("backup");
+    let info = group.members[&leader].backup(&backup).await.unwrap();
+    assert_eq!((info.group, info.bytes > 50 * 9000), (group.group, true));
+    assert_eq!(group.members[&leader].backup(&backup).await.unwrap_err().kind, ErrorKind::Conflict);
+    assert_eq!(verify(backup.clone()).await.unwrap(), info);
+    client.txn(vec![], vec![put("k/later", "lost")]).await.unwrap();
+    let pairs = client.scan("k/0").await.unwrap();
+    for id in [1, 2] {
+        group.kill(id).await;
+        std::fs::remove_dir_all(group.folder(id)).unwrap();
+    }
+    let config = RestoreConfig {
+        backup,
+        dir: group.folder(1),
+        member: 1,
+        address: group.addresses[&1].clone(),
+        quiet: Duration::from_secs(1),
+        rocks: group.rocks,
+    };
+    let restored = restore(config, group.clock.clone()).await.unwrap();
+    group.start(1).await;
+    group.group = group.members[&1].group();
+    assert_eq!((restored.incarnation, restored.from), (group.group, info.group));
+    // Who worked with the lost one is not answered by another one: its sessions and leases mean nothing there.
+    let mut short = client.clone();
+    short.deadline = Duration::from_millis(300);
+    assert_eq!(short.get("k/00").await.unwrap_err().kind, ErrorKind::Unavailable);
+    let after = group.client();
+    assert_eq!(after.restored().await.unwrap(), Some(restored));
+    assert_eq!(after.scan("k/0").await.unwrap(), pairs);
+    assert!(after.get("k/later").await.unwrap().is_none());
+    let begun = Instant::now();
+    let takeover = || after.transact(vec![Assert::LeaseExpired(held.id())], vec![]);
+    assert_eq!(after.grant(Duration::from_secs(1)).await.unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(takeover().await.unwrap_err().kind, ErrorKind::Conflict);
+    while takeover().await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the quiet time does not end");
+        pause(20).await;
+    }
+    assert!(!held.is_live());
+    assert!(after.grant(Duration::from_secs(1)).await.unwrap().0 > restored.revision);
+    group.join(3).await;
+    assert_eq!(after.scan("k/0").await.unwrap(), pairs);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_leave_a_member_that_has_stopped() {
+    let group = Group::of(3, None).await;
+    let leader = group.leader().await;
+    let out = (1..=3).find(|id| *id != leader).unwrap();
+    let mut config = ClientConfig::new(vec![group.addresses[&out].clone()]);
+    config.deadline = Duration::from_secs(5);
+    let client = Client::new(config, group.clock.clone());
+    client.status().await.unwrap();
+    group.members[&out].fail();
+    while !group.members[&out].has_stopped() {
+        pause(5).await;
+    }
+    // Its process lives, and nothing in it decides anything any more.
+    assert!(group.members[&out].has_stopped());
+    client.txn(vec![], vec![put("a", "b")]).await.unwrap();
+    let error = tokio::net::TcpStream::connect(group.addresses[&out].as_str()).await.err();
+    assert!(error.is_some(), "it still accepts connections");
 }
 
 async fn rate(kv: Arc<dyn Kv>, tasks: u64, each: u64) -> (f64, Duration) {

@@ -5,8 +5,8 @@ use crate::machine::Event;
 use crate::node::request::{Request, Response};
 use common::Result;
 
-/// How long a member waits for a change before it says that there was none, in milliseconds.
-const WAIT_MS: u64 = 10_000;
+/// How long a member waits for a change before it says that there was none, in milliseconds. One that is frozen is noticed then.
+const WAIT_MS: u64 = 3_000;
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,7 +27,8 @@ pub(super) const RECORD_HEADER: usize = 40;
 pub(super) const MAX_BODY: usize = 96 << 20;
 /// The longest data of an entry.
 pub(crate) const MAX_ENTRY_BYTES: usize = 24 << 20;
-const MAX_CONTEXT: usize = 64 << 10;
+/// The longest context of an entry.
+pub(crate) const MAX_CONTEXT: usize = 64 << 10;
 
 /// Where in the log something is: an entry's index and term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

@@ -71,6 +71,19 @@ pub(super) async fn open(
     Ok((log, Recovered { hard, floor, entries: entries.into() }))
 }
 
+pub(super) async fn is_there(disk: &dyn Disk) -> Result<bool> {
+    for name in disk.list().await? {
+        if !name.ends_with(".log") {
+            continue;
+        }
+        let file = disk.open(&name).await?;
+        if file.len() < SECTOR as u64 || file.read_at(0, SECTOR).await?.iter().any(|b| *b != 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 async fn begin(
     disk: Arc<dyn Disk>,
     settings: LogSettings,

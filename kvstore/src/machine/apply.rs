@@ -56,7 +56,12 @@ impl Machine {
             self.members.remove(&id);
             self.batch.delete(self.key(b'n', &id.to_be_bytes()));
         }
-        self.meta.configuration = configuration;
+        let was = std::mem::replace(&mut self.meta.configuration, configuration);
+        for id in was.ids() {
+            if !self.meta.configuration.contains(id) && self.gone.insert(id) {
+                self.batch.put(self.key(b'x', &id.to_be_bytes()), Bytes::new());
+            }
+        }
         Ok(())
     }
 
@@ -158,6 +163,11 @@ impl Machine {
     }
 
     fn grant(&mut self, ttl_ms: u64) -> Answer {
+        if self.guard().is_some() {
+            let why = "the registry was restored a moment ago: holders of leases of before may still believe in them; ask \
+                       again soon";
+            return self.refused(Refusal(ErrorKind::Unavailable, why.into()));
+        }
         if self.leases.len() >= MAX_LEASES {
             let why = format!("there are {MAX_LEASES} live leases already");
             return self.refused(Refusal(ErrorKind::NoSpace, why));
@@ -272,6 +282,10 @@ impl Machine {
                 false => conflict(format!("lease {} does not live", lease.0)),
             },
             // A number that was not given yet may become a lease.
+            Assert::LeaseExpired(lease) if self.guard().is_some() => conflict(format!(
+                "the registry was restored a moment ago: the holder of lease {} may still believe in it",
+                lease.0
+            )),
             Assert::LeaseExpired(lease) => {
                 match self.leases.contains_key(lease) || lease.0 > self.meta.revision {
                     true => conflict(format!("lease {} has not ended", lease.0)),

@@ -1,6 +1,7 @@
 //! How the state lies in its table: keys and records.
 //!
-//! Key `\0group` is the head: which generation is the state, and of which group and member. Every other key is `g` +
+//! Key `\0group` is the head: which generation is the state, and of which group and member; `\0log` says that the log was
+//! begun. Every other key is `g` +
 //! generation u32 (big endian) + a tag and what the tag says:
 //!
 //! ```text
@@ -11,6 +12,8 @@
 //! b + lease + key    a key that goes away with its lease
 //! h + revision u64   what the revision changed
 //! n + member u64     the address of a member
+//! r                  that it was restored from a backup
+//! x + member u64     a member that was removed: its id is not used again
 //! ```
 //! Numbers within keys are big endian, so that they sort.
 
@@ -23,6 +26,10 @@ use common::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 
 pub(crate) const HEAD_KEY: &[u8] = b"\0group";
+/// Present once the member's log was begun: from then on a state without a log is half of what was promised.
+pub(crate) const LOG_KEY: &[u8] = b"\0log";
+/// Present from the beginning of a restore on: until there is a head, what is here is a part of a backup.
+pub(crate) const RESTORING_KEY: &[u8] = b"\0restoring";
 const HEAD_MAGIC: &[u8; 8] = b"SRgroup\0";
 const HEAD_VERSION: u32 = 1;
 /// The longest address of a member, in bytes.
@@ -140,9 +147,34 @@ impl Configuration {
 
     /// Whether `member` has any part in it.
     pub fn contains(&self, member: u64) -> bool {
+        self.ids().any(|id| id == member)
+    }
+
+    /// Everybody who has a part in it; who has two is named twice.
+    pub fn ids(&self) -> impl Iterator<Item = u64> + '_ {
         [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next]
-            .iter()
-            .any(|set| set.contains(&member))
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+
+    /// Whether there can be such a membership. Raft takes its sets for what they say.
+    pub(crate) fn is_sound(&self) -> bool {
+        let sets = [&self.voters, &self.learners, &self.voters_outgoing, &self.learners_next];
+        let ascending = sets.iter().all(|set| set.windows(2).all(|two| two[0] < two[1]));
+        let named = sets.iter().all(|set| !set.contains(&raft::INVALID_ID));
+        let joint = !self.voters_outgoing.is_empty();
+        let apart =
+            !self.learners.iter().any(|l| self.voters.contains(l) || self.voters_outgoing.contains(l));
+        let next =
+            self.learners_next.iter().all(|l| self.voters_outgoing.contains(l) && !self.voters.contains(l));
+        let empty = *self == Self::default();
+        ascending
+            && named
+            && apart
+            && next
+            && (joint || !self.auto_leave)
+            && (empty || !self.voters.is_empty())
     }
 
     pub(crate) fn encode(&self, w: &mut Writer) {

@@ -61,6 +61,23 @@ fn sent(key: &[u8], value: Bytes) -> Result<Bytes> {
     Ok(value)
 }
 
+/// The records of a part: key without its generation, value. Ends behind the first that is none.
+pub(crate) fn records(part: Bytes) -> impl Iterator<Item = Result<(Bytes, Bytes)>> {
+    let mut rest = Some(Reader::new(part, "part of a state"));
+    std::iter::from_fn(move || {
+        let r = rest.as_mut().filter(|r| !r.is_empty())?;
+        let record = match (r.bytes(MAX_KEY_BYTES + 16), r.bytes(MAX_RECORD)) {
+            (Ok(key), Ok(_)) if key.is_empty() => Err(r.bad("a record without a key")),
+            (Ok(key), Ok(value)) => Ok((key, value)),
+            (Err(e), _) | (_, Err(e)) => Err(e),
+        };
+        if record.is_err() {
+            rest = None;
+        }
+        Some(record)
+    })
+}
+
 /// A state under construction, in the generation after the one that is.
 pub(crate) struct Staging {
     store: Arc<dyn StateStore>,
@@ -81,17 +98,18 @@ impl Staging {
     }
 
     fn decode(&self, part: Bytes) -> Result<Batch> {
-        let mut r = Reader::new(part, "part of a snapshot");
         let prefix = prefix(self.generation);
         let mut batch = Batch::default();
-        while !r.is_empty() {
-            let (key, value) = (r.bytes(MAX_KEY_BYTES + 16)?, r.bytes(MAX_RECORD)?);
-            if key.is_empty() {
-                return Err(r.bad("a record without a key"));
-            }
+        for record in records(part) {
+            let (key, value) = record?;
             batch.put([&prefix[..], &key].concat(), value);
         }
         Ok(batch)
+    }
+
+    /// Where its records lie.
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// What the state says about itself, once it is whole.

@@ -30,6 +30,27 @@ pub(crate) enum Effect {
     Reply { token: Token, response: Response },
 }
 
+/// How a member is, for whoever looks after it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Vitals {
+    pub term: u64,
+    /// 0 when nobody is known to lead.
+    pub leader: u64,
+    pub leads: bool,
+    pub committed: u64,
+    pub applied: u64,
+    pub revision: u64,
+    pub log_bytes: u64,
+    pub waiting: u64,
+    /// Commands since its start.
+    pub proposed: u64,
+    pub watches: u64,
+    pub leases: u64,
+    pub sessions: u64,
+    /// How many entries each other member lacks, if it leads.
+    pub lags: Vec<(u64, u64)>,
+}
+
 /// A round of raft that waits for the disk, or for one that does.
 pub(super) struct Waiting {
     pub number: u64,
@@ -51,6 +72,7 @@ pub(crate) struct Member {
     pub(super) durable: u64,
     pub(super) leads: bool,
     pub(super) proposals: BTreeMap<u64, Proposal>,
+    pub(super) proposed: u64,
     /// Who waits for the end of a change of the membership.
     pub(super) changing: Option<Token>,
     /// The entry of the last change of the membership.
@@ -86,7 +108,13 @@ impl Member {
             max_committed_size_per_ready: 16 << 20,
             ..Config::default()
         };
-        let configuration = machine.meta().configuration.to_raft();
+        let known = &machine.meta().configuration;
+        if !known.is_sound() {
+            return Err(Error::corrupt(format!("replicated registry: {known:?} can't be its members")));
+        }
+        // It was told so, and then the process died.
+        let removed = applied > 0 && !known.contains(machine.head().member);
+        let configuration = known.to_raft();
         let raft = RawNode::new(&config, Memory::new(recovered, configuration), &logger::logger());
         let raft = raft.map_err(|e| Error::internal(format!("raft does not start: {e}")))?;
         let mut member = Self {
@@ -99,13 +127,14 @@ impl Member {
             durable: 0,
             leads: false,
             proposals: BTreeMap::new(),
+            proposed: 0,
             changing: None,
             last_change: 0,
             reads: Reads::default(),
             watches: Vec::new(),
             leases: LeaseClock::default(),
             transfers: Transfers::default(),
-            removed: false,
+            removed,
             #[cfg(test)]
             applied: Vec::new(),
         };
@@ -131,6 +160,32 @@ impl Member {
     /// Whether the group has gone on without it.
     pub fn is_removed(&self) -> bool {
         self.removed
+    }
+
+    /// How it is.
+    pub(super) fn vitals(&self) -> Vitals {
+        let raft = &self.raft.raft;
+        let last = raft.raft_log.last_index();
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        let mut lags: Vec<_> = others.map(|(id, p)| (*id, last.saturating_sub(p.matched))).collect();
+        if !self.leads {
+            lags.clear();
+        }
+        Vitals {
+            term: raft.term,
+            leader: raft.leader_id,
+            leads: self.leads,
+            committed: raft.raft_log.committed,
+            applied: self.machine.index(),
+            revision: self.machine.revision(),
+            log_bytes: self.raft.store().bytes() as u64,
+            waiting: self.proposals.len() as u64,
+            proposed: self.proposed,
+            watches: self.watches.len() as u64,
+            leases: self.machine.leases().count() as u64,
+            sessions: self.machine.sessions() as u64,
+            lags,
+        }
     }
 
     /// Its state.
@@ -159,7 +214,8 @@ impl Member {
         match message {
             PeerMessage::Raft(message) => {
                 guard::check(&self.raft, from, &message)?;
-                if self.is_installing() {
+                let blank_vote = self.is_blank() && guard::asks_for_a_vote(&message);
+                if self.is_installing() || blank_vote || guard::is_hasty(&self.raft, &message) {
                     // As good as lost on the way.
                     return Ok(());
                 }
@@ -262,6 +318,12 @@ impl Member {
     /// the entries before it when it stands for election.
     fn is_installing(&self) -> bool {
         self.waiting.iter().any(|round| round.installed.is_some())
+    }
+
+    /// Whether it never had a state. Such a member is a new one that waits for its first snapshot, or one that
+    /// lost its disk and with it its votes and what it confirmed. Either way nobody may count on its vote.
+    pub(super) fn is_blank(&self) -> bool {
+        self.machine.index() == 0
     }
 
     pub(super) fn is_leader(&self) -> bool {

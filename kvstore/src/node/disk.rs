@@ -1,8 +1,9 @@
 //! The thread that waits for the disk: one record and one fsync for all that has come meanwhile.
 
+use super::metrics::Metrics;
 use crate::log::{Log, LogBatch, Position};
 use crate::machine::StateStore;
-use common::{Error, ErrorKind, Result, blocking};
+use common::{Clock, Error, ErrorKind, Result, blocking};
 use futures::executor::block_on;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,7 +45,12 @@ pub(super) struct DiskThread {
 type Started = (DiskThread, mpsc::Sender<Job>, watch::Receiver<Progress>);
 
 impl DiskThread {
-    pub fn start(log: Log, store: Arc<dyn StateStore>) -> Result<Started> {
+    pub fn start(
+        log: Log,
+        store: Arc<dyn StateStore>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+    ) -> Result<Started> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (progress, watched) = watch::channel(Progress::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -52,7 +58,9 @@ impl DiskThread {
             .name("registry-log".into())
             .spawn({
                 let stop = stop.clone();
-                move || blocking::allow(|| work(log, &*store, queue, &progress, &stop))
+                move || {
+                    blocking::allow(|| work(log, &*store, queue, (&progress, &*stop), (&*clock, &metrics)))
+                }
             })
             .map_err(|e| Error::io("starting the thread of the registry's log", &e))?;
         Ok((Self { thread: Some(thread), stop, jobs: jobs.clone() }, jobs, watched))
@@ -85,8 +93,8 @@ fn work(
     mut log: Log,
     store: &dyn StateStore,
     mut queue: mpsc::Receiver<Job>,
-    progress: &watch::Sender<Progress>,
-    stop: &AtomicBool,
+    (progress, stop): (&watch::Sender<Progress>, &AtomicBool),
+    (clock, metrics): (&dyn Clock, &Metrics),
 ) {
     let mut next = queue.blocking_recv();
     while let Some(first) = next.take() {
@@ -112,11 +120,21 @@ fn work(
                         Err(_) => break,
                     }
                 }
-                append(&mut log, &batches, stop).map(|()| number)
+                let begun = clock.now();
+                let done = append(&mut log, &batches, stop);
+                metrics.wrote(clock.now().saturating_sub(begun));
+                done.map(|()| number)
             }
             Job::Compact { floor } => {
                 // What the log gives up must be in the state for good.
-                store.checkpoint().and_then(|()| block_on(log.compact(floor))).map(|()| 0)
+                match store.checkpoint().and_then(|()| block_on(log.compact(floor))) {
+                    // It keeps more than it must, until the next time.
+                    Err(error) if error.kind == ErrorKind::NoSpace => {
+                        tracing::warn!(%error, "the registry's log keeps what it could give up");
+                        Ok(0)
+                    }
+                    done => done.map(|()| 0),
+                }
             }
             Job::Stop => return,
         };

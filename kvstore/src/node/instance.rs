@@ -1,19 +1,22 @@
 //! A member in the real world: a task that drives it, a thread for its disk, and who connects.
 
-use super::core::{Effect, Member, Token, fits};
+use super::core::{Effect, Member, Token};
 use super::message::PeerMessage;
+use super::metrics::Metrics;
 use super::request::{Request, Response, Status};
 use super::server::Server;
-use super::{Settings, disk};
-use crate::log::{Log, LogBatch, LogSettings, Position};
+use super::{Settings, disk, opening};
+use crate::backup::BackupInfo;
+use crate::log::LogSettings;
 use crate::machine::layout::MAX_MEMBERS;
-use crate::machine::{Limits, Machine, RocksState, StateStore};
+use crate::machine::staging::Frozen;
+use crate::machine::{Limits, RocksState, StateStore};
 use crate::table::RocksSettings;
 use crate::transport::tcp::TcpTransport;
 use crate::transport::{Tls, Transport};
 use crate::upgrade::{self, Origin};
 use common::disk::local::LocalDisk;
-use common::{Clock, Error, Result};
+use common::{Clock, Error, Result, blocking};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -46,6 +49,8 @@ pub struct InstanceConfig {
     pub settings: Settings,
     /// How its state uses memory.
     pub rocks: RocksSettings,
+    /// What it counts.
+    pub metrics: Metrics,
 }
 
 /// What comes to the member's task.
@@ -63,6 +68,10 @@ pub(crate) enum Input {
         request: Request,
         reply: oneshot::Sender<Response>,
     },
+    /// The state as it is now, to be read while it goes on.
+    Freeze {
+        reply: oneshot::Sender<Result<Frozen>>,
+    },
     /// Hand the lead over; answered when somebody else has it, or nobody can.
     HandOver {
         done: oneshot::Sender<()>,
@@ -76,11 +85,30 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// The answer. An error means that it was not asked, or that nothing depends on whether it was.
     pub(crate) async fn call(&self, request: Request) -> Result<Response> {
         let gone = || Error::unavailable("this member of the registry has stopped");
+        let writes = matches!(request, Request::Command(_) | Request::Change(_));
         let (reply, response) = oneshot::channel();
         self.inbox.send(Input::Request { request, reply }).await.map_err(|_| gone())?;
-        response.await.map_err(|_| gone())
+        match response.await {
+            Ok(response) => Ok(response),
+            // It may have told the others before it stopped.
+            Err(_) if writes => Ok(Response::Lost),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    async fn freeze(&self) -> Result<Frozen> {
+        let gone = || Error::unavailable("this member of the registry has stopped");
+        let (reply, frozen) = oneshot::channel();
+        self.inbox.send(Input::Freeze { reply }).await.map_err(|_| gone())?;
+        frozen.await.map_err(|_| gone())?
+    }
+
+    /// Waits until the member has stopped.
+    pub(crate) async fn stopped(&self) {
+        self.inbox.closed().await;
     }
 
     pub(crate) async fn peer(&self, from: u64, message: PeerMessage) -> Result<()> {
@@ -122,21 +150,9 @@ impl Instance {
         let store: Arc<dyn StateStore> = Arc::new(RocksState::open(&config.dir, config.rocks)?);
         let head =
             upgrade::prepare(store.clone(), config.member, &config.origin, config.clock.random_u128())?;
-        let machine = Machine::open(store.clone(), Limits::default())?;
-        let machine =
-            machine.ok_or_else(|| Error::internal("the registry's state was made and is not there"))?;
-        let meta = machine.meta();
-        let applied = Position { index: meta.index, term: meta.term };
         let folder = Arc::new(LocalDisk::open(config.dir.join("log"))?);
-        let (mut log, mut recovered) =
-            Log::open(folder, LogSettings::default(), head.group, head.member, applied).await?;
-        if fits(applied, meta.installed, &recovered)? {
-            let reset =
-                LogBatch { reset: Some(applied), hard: Some(recovered.hard.clone()), ..LogBatch::default() };
-            log.append(&[reset]).await?;
-            recovered.floor = applied;
-            recovered.entries.clear();
-        }
+        let (machine, log, recovered) =
+            opening::open(store.clone(), Limits::default(), folder, LogSettings::default()).await?;
         let tick = Duration::from_millis(config.settings.tick_ms.max(1));
         let settings = Settings { seed: config.settings.seed ^ config.clock.random(), ..config.settings };
         let member = Member::new(settings, machine, recovered)?;
@@ -153,7 +169,8 @@ impl Instance {
             handle.clone(),
             config.clock.clone(),
         );
-        let (thread, jobs, durable) = disk::DiskThread::start(log, store)?;
+        let (thread, jobs, durable) =
+            disk::DiskThread::start(log, store, config.clock.clone(), config.metrics.clone())?;
         let driver = Driver {
             member,
             clock: config.clock.clone(),
@@ -163,6 +180,7 @@ impl Instance {
             transport: Arc::new(transport),
             jobs,
             durable,
+            metrics: config.metrics,
             members: BTreeMap::new(),
             heard_of: BTreeMap::new(),
             waiting: HashMap::new(),
@@ -192,6 +210,20 @@ impl Instance {
     /// Asks it from within this process.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Writes a backup of its state to a new file at `path`; the member goes on meanwhile. What was acknowledged before this is in
+    /// it if this member leads, else what this member has heard of.
+    ///
+    /// Errors: `Conflict` when there is such a file; `NoSpace`; `Unavailable`.
+    pub async fn backup(&self, path: impl Into<PathBuf>) -> Result<BackupInfo> {
+        let frozen = self.handle.freeze().await?;
+        if frozen.meta().index == 0 {
+            return Err(Error::unavailable("this member of the registry has nothing yet"));
+        }
+        let (path, group, now) = (path.into(), self.group, self.clock.unix_time());
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        blocking::run(move || crate::backup::write_to(&path, &frozen, group, now)).await
     }
 
     /// Its group.
@@ -232,6 +264,14 @@ impl Instance {
         self.end().await;
     }
 
+    /// What decides ends, as when the disk fails; the process lives.
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        if let Some(driver) = &self.driver {
+            driver.abort();
+        }
+    }
+
     async fn end(&mut self) {
         if let Some(server) = self.server.take() {
             server.end().await;
@@ -264,6 +304,7 @@ struct Driver {
     transport: Arc<dyn Transport>,
     jobs: mpsc::Sender<disk::Job>,
     durable: watch::Receiver<disk::Progress>,
+    metrics: Metrics,
     members: BTreeMap<u64, String>,
     /// Members that said where they are: a new member has no other way to answer.
     heard_of: BTreeMap<u64, String>,
@@ -282,6 +323,7 @@ impl Driver {
                 () = &mut tick => {
                     self.member.tick();
                     self.waiting.retain(|_, reply| !reply.is_closed());
+                    self.metrics.update(&self.member.vitals());
                     // From now, not from when it was due: ticks are never faster than the clock.
                     tick = clock.sleep(self.tick);
                 }
@@ -319,6 +361,7 @@ impl Driver {
                     if error.kind != common::ErrorKind::Invalid {
                         return Err(error);
                     }
+                    self.metrics.refused.inc();
                     tracing::warn!(member = from, %error, "a message was refused");
                 }
             }
@@ -333,6 +376,9 @@ impl Driver {
                 self.next_token += 1;
                 self.waiting.insert(self.next_token, reply);
                 self.member.request(self.next_token, request)?;
+            }
+            Input::Freeze { reply } => {
+                let _ = reply.send(self.member.machine().freeze());
             }
             Input::HandOver { done } => {
                 if self.member.hand_over() {
@@ -381,5 +427,28 @@ impl Driver {
 
     async fn job(&self, job: disk::Job) -> Result<()> {
         self.jobs.send(job).await.map_err(|_| Error::internal("the thread of the registry's log is gone"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Command;
+
+    #[tokio::test]
+    async fn what_a_member_was_asked_before_it_died_may_have_been_done() {
+        let (inbox, mut inputs) = mpsc::channel(4);
+        let handle = Handle { inbox };
+        // It takes the request, and tells the others perhaps; then it dies.
+        let member = tokio::spawn(async move {
+            drop(inputs.recv().await);
+            drop(inputs.recv().await);
+        });
+        let command = Request::Command(Command::OpenSession);
+        assert_eq!(handle.call(command.clone()).await.unwrap(), Response::Lost);
+        let read = handle.call(Request::Get { key: "k".into() }).await;
+        assert_eq!(read.unwrap_err().kind, common::ErrorKind::Unavailable);
+        member.await.unwrap();
+        assert_eq!(handle.call(command).await.unwrap_err().kind, common::ErrorKind::Unavailable);
     }
 }

@@ -190,6 +190,16 @@ impl Member {
         self.last_change = entry.index;
         let was = self.machine.meta().configuration.contains(self.id());
         self.removed |= was && !configuration.contains(self.id());
+        let id = self.id();
+        if self.is_leader()
+            && !configuration.voters.contains(&id)
+            && !configuration.voters_outgoing.contains(&id)
+        {
+            // It came to lead while its vote was being taken away. Raft would let it go on, and answer its reads without
+            // asking anybody once a single other member votes, who may have been elected meanwhile.
+            let term = self.raft.raft.term;
+            self.raft.raft.become_follower(term, raft::INVALID_ID);
+        }
         self.machine.apply_configuration(entry.index, entry.term, configuration, &addresses)
     }
 

@@ -69,6 +69,10 @@ impl Member {
                 Err(e) => self.reply(token, Response::failed(&e)),
             },
             Request::Range(range) => self.read(token, Read::Range(range))?,
+            Request::KeepAlive { lease } if self.machine.guard() == Some(lease) => {
+                let error = Error::invalid("this lease is the registry's own, and ends by itself");
+                self.reply(token, Response::failed(&error));
+            }
             Request::KeepAlive { lease } => {
                 // From now on, whatever becomes of the answer: later than the holder counts is safe.
                 if let Some(ttl_ms) = self.machine.lease(lease) {
@@ -138,6 +142,7 @@ impl Member {
     }
 
     fn await_entry(&mut self, token: Token) {
+        self.proposed += 1;
         let index = self.raft.raft.raft_log.last_index();
         let proposal = Proposal { term: self.raft.raft.term, token };
         if let Some(before) = self.proposals.insert(index, proposal) {
@@ -170,6 +175,12 @@ impl Member {
             let mut single = ConfChangeSingle::default();
             match step {
                 Change::AddLearner { member, address } => {
+                    if self.machine.is_gone(*member) {
+                        return Err(Error::conflict(format!(
+                            "member {member} was removed, and what an old folder of it says would be believed: \
+                             choose an id that was never used"
+                        )));
+                    }
                     if *member == 0 || now.contains(*member) || addresses.contains_key(member) {
                         return Err(Error::conflict(format!(
                             "member {member} is there already, or can't be"

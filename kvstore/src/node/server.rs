@@ -22,6 +22,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const CONNECTIONS: usize = 4096;
 /// Requests of one connection that are answered at a time; the next one is not read.
 const REQUESTS: usize = 512;
+/// Bytes of all requests that wait for their answer; the next one waits in its connection.
+const WAITING_BYTES: usize = 256 << 20;
 /// The longest request: a transaction and its frame.
 const MAX_REQUEST: usize = MAX_TXN_BYTES + (2 << 20);
 /// A part of a response ends behind this many bytes.
@@ -39,6 +41,8 @@ struct Host {
     tls: Option<Tls>,
     handle: Handle,
     clock: Arc<dyn Clock>,
+    /// Room for requests that wait for their answer, of all connections.
+    bytes: Arc<Semaphore>,
 }
 
 impl Server {
@@ -50,7 +54,8 @@ impl Server {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let (group, member) = identity;
-        let host = Host { group, member, tls, handle, clock };
+        let bytes = Arc::new(Semaphore::new(WAITING_BYTES));
+        let host = Host { group, member, tls, handle, clock, bytes };
         Self { task: tokio::spawn(listen(listener, host)) }
     }
 
@@ -71,9 +76,18 @@ async fn listen(listener: TcpListener, host: Host) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut tasks = JoinSet::new();
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let next = async {
+            let permit = room.clone().acquire_owned().await.ok()?;
+            Some((permit, listener.accept().await))
+        };
+        // Whose member has stopped is not to be talked to: its clients look for another one when their connections end.
+        let next = tokio::select! {
+            next = next => next,
+            () = host.handle.stopped() => return,
+        };
+        let Some((permit, accepted)) = next else { return };
         while tasks.try_join_next().is_some() {}
-        match listener.accept().await {
+        match accepted {
             Ok((stream, from)) => {
                 let host = host.clone();
                 tasks.spawn(async move {
@@ -152,10 +166,13 @@ impl Host {
                 }
             };
             let Ok(permit) = room.clone().acquire_owned().await else { return Ok(()) };
+            let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            let Ok(held) = self.bytes.clone().acquire_many_owned(size).await else { return Ok(()) };
             let (handle, responses) = (self.handle.clone(), responses.clone());
             while tasks.try_join_next().is_some() {}
             tasks.spawn(async move {
                 let response = handle.call(request).await.unwrap_or_else(|e| Response::failed(&e));
+                drop(held);
                 let _ = responses.send((number, response)).await;
                 drop(permit);
             });

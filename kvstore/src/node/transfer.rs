@@ -4,6 +4,7 @@
 //! asks for the first part again.
 
 use super::core::{Effect, Member};
+use super::guard;
 use super::message::{Part, PeerMessage};
 use crate::log::Position;
 use crate::machine::staging::{Frozen, Staging};
@@ -97,7 +98,14 @@ impl Member {
         if !self.raft.mut_store().take_wanted() || !self.leads || self.machine.index() == 0 {
             return Ok(());
         }
-        let frozen = Arc::new(self.machine.freeze()?);
+        let frozen = match self.machine.freeze() {
+            Ok(frozen) => Arc::new(frozen),
+            Err(error) => {
+                // The disk may be full; who is behind waits, the others need not. Raft asks again.
+                tracing::warn!(%error, "no snapshot of the registry could be made for a member that is behind");
+                return Ok(());
+            }
+        };
         let mut snapshot = Snapshot::default();
         let meta = snapshot.mut_metadata();
         meta.index = frozen.meta().index;
@@ -163,7 +171,12 @@ impl Member {
         } else {
             return Ok(());
         };
-        outgoing.read(&cursor, part_bytes)?;
+        if let Err(error) = outgoing.read(&cursor, part_bytes) {
+            tracing::error!(%error, "a snapshot of the registry can't be read");
+            self.transfers.outgoing.remove(&from);
+            self.raft.report_snapshot(from, SnapshotStatus::Failure);
+            return Ok(());
+        }
         (outgoing.sent, outgoing.progress) = (self.now, self.now);
         self.effects.push(Effect::Send { to: from, message: outgoing.part() });
         Ok(())
@@ -188,7 +201,7 @@ impl Member {
     }
 
     pub(super) fn part(&mut self, from: u64, part: Part) -> Result<()> {
-        if part.term < self.term() {
+        if part.term < self.term() || (part.term == self.term() && self.is_leader()) {
             return Ok(());
         }
         let ack = |next| Effect::Send {
@@ -237,9 +250,25 @@ impl Member {
             (m.index, m.term) == (at.index, at.term)
                 && m.configuration == crate::machine::Configuration::from_raft(meta.get_conf_state())
         });
-        if !fine || !same {
+        if !fine || !same || guard::check_term(&self.raft, from, &message).is_err() {
             staging.abandon()?;
             return Err(Error::invalid(format!("a snapshot of member {from} is not what its message says")));
+        }
+        if let Err(error) = self.machine.check(&staging) {
+            staging.abandon()?;
+            return Err(Error::invalid(format!(
+                "a snapshot of member {from} is no state: {}",
+                error.message()
+            )));
+        }
+        let configuration = crate::machine::Configuration::from_raft(meta.get_conf_state());
+        let (id, votes) = (self.id(), [&configuration.voters, &configuration.voters_outgoing]);
+        if self.is_blank() && votes.iter().any(|set| set.contains(&id)) {
+            staging.abandon()?;
+            return Err(Error::fenced(format!(
+                "member {id} votes in its group, and its folder is empty: what it voted for and confirmed is lost; \
+                 remove it from the group and add it again under a new id"
+            )));
         }
         self.transfers.whole = Some((at, staging));
         let _ = self.raft.step(message);

@@ -8,11 +8,11 @@ use super::plan::{Plan, Tally};
 use crate::log::{Log, LogBatch, LogSettings, Position};
 use crate::machine::layout::{Configuration, Meta};
 use crate::machine::staging::Staging;
-use crate::machine::{Limits, Machine, StateStore};
-use crate::node::Settings;
-use crate::node::core::{Effect, Member, fits};
+use crate::machine::{Limits, Machine};
+use crate::node::core::{Effect, Member};
 use crate::node::message::PeerMessage;
 use crate::node::request::{Change, Request, Response};
+use crate::node::{Settings, opening};
 use crate::transport::memory::{Net, NetFaults};
 use common::sim::{SimDisk, SimTable};
 use common::table::Table as _;
@@ -472,21 +472,10 @@ impl World {
 }
 
 fn open(node: &Node, id: u64, seed: u64) -> common::Result<Life> {
-    let store: Arc<dyn StateStore> = node.table.clone();
     let limits = Limits { sessions: 4096, history_revisions: 256, history_bytes: 1 << 20 };
-    let machine = Machine::open(store, limits)?.ok_or_else(|| Error::internal("no state"))?;
-    let meta = machine.meta();
-    let applied = Position { index: meta.index, term: meta.term };
     let disk = Arc::new(node.disk.process());
     let settings = LogSettings { segment_bytes: 64 << 10, record_bytes: 1 << 10 };
-    let (mut log, mut recovered) = block_on(Log::open(disk, settings, GROUP, id, applied))?;
-    if fits(applied, meta.installed, &recovered)? {
-        let reset =
-            LogBatch { reset: Some(applied), hard: Some(recovered.hard.clone()), ..LogBatch::default() };
-        block_on(log.append(&[reset]))?;
-        recovered.floor = applied;
-        recovered.entries.clear();
-    }
+    let (machine, log, recovered) = block_on(opening::open(node.table.clone(), limits, disk, settings))?;
     let settings = Settings {
         tick_ms: TICK / MS,
         compact_bytes: 12 << 10,

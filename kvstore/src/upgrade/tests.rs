@@ -89,12 +89,17 @@ fn check(store: Arc<dyn StateStore>, count: u32, revision: u64) {
 #[tokio::test]
 async fn a_registry_of_one_node_becomes_a_member_with_all_it_had_whenever_it_crashes() {
     let count = 600;
-    let dir = tempfile::tempdir().unwrap();
-    let revision = fill(dir.path(), count).await;
+    let before = tempfile::tempdir().unwrap();
+    let revision = fill(before.path(), count).await;
     let mut random = fastrand::Rng::with_seed(1);
     let mut deaths = 0;
     loop {
         // Each round is one process after the other on the same folder, the first of which dies.
+        let dir = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(before.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
         let table = Arc::new(SimTable::new());
         let dying = Arc::new(Dying { table: table.clone(), left: Mutex::new(Some(deaths)) });
         let died = prepare(dying, 1, &origin(dir.path()), 7).is_err();
@@ -105,6 +110,9 @@ async fn a_registry_of_one_node_becomes_a_member_with_all_it_had_whenever_it_cra
         check(table, count, revision);
         let error = LocalKv::open(dir.path()).err().expect("the old registry is still in use");
         assert!(error.kind == ErrorKind::Unsupported && error.message().contains("has moved"), "{error}");
+        // Whatever happened, the new one has begun; when its folder is lost, this one is old.
+        let error = prepare(Arc::new(SimTable::new()), 1, &origin(dir.path()), 9).unwrap_err();
+        assert!(error.kind == ErrorKind::Conflict && error.message().contains("backup"), "{error}");
         if !died {
             break;
         }
