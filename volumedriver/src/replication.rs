@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use common::{Epoch, Lsn, Name, Result, VolumeId};
 use dtl::client::Client;
 use dtl::owner::{Outcome, Patience};
-use dtl::{Config, Registration};
+use dtl::{Config, Loss, Registration, Tail};
 use std::sync::Arc;
 
 /// The registry and the other routers, as a volume's replication sees them.
@@ -35,12 +35,7 @@ pub trait Peers: Send + Sync {
 
     /// The backend has everything up to `committed`: tails that end there are needed no more. The result is what the
     /// registry still names.
-    async fn drop_tails(
-        &self,
-        volume: VolumeId,
-        epoch: Epoch,
-        committed: Lsn,
-    ) -> Result<Vec<dtl::registration::Tail>>;
+    async fn drop_tails(&self, volume: VolumeId, epoch: Epoch, committed: Lsn) -> Result<Vec<Tail>>;
 }
 
 /// What a takeover found.
@@ -53,13 +48,13 @@ pub struct Recovered {
     /// The last LSN that counts.
     pub last: Lsn,
     /// What it went without, where it was forced.
-    pub lost: Option<String>,
+    pub lost: Option<Loss>,
 }
 
 /// What is known of a volume before it is opened.
 #[derive(Clone)]
 pub struct Opening {
-    /// What the registry says of its last owner.
+    /// What the registry says of its last owner, with the epoch that is to be opened claimed.
     pub registration: Registration,
     /// The last owner was this router, with the write buffer that it has now.
     pub same_journal: bool,

@@ -9,10 +9,9 @@ use crate::journal::{JournalLoc, RecoveredEntry, Retired, Sink};
 use crate::log::{Kind, LogEntry};
 use crate::replication::Opening;
 use common::{Epoch, Error, ErrorKind, Lsn, Name, Result};
-use dtl::registration::PeerLog;
 use dtl::storage::Key;
-use dtl::takeover::{Answer, LocalJournal, Origin, Piece, Plan, Takeover, Verdict};
-use dtl::{Entry, takeover::Replay};
+use dtl::takeover::{Answer, LocalJournal, Origin, Piece, Plan, Replay, Takeover, Verdict};
+use dtl::{Entry, Loss, PeerLog};
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ const BATCH: usize = 4 << 20;
 /// What counts behind `covered`, and what was lost where it was forced.
 pub(super) struct Tail {
     pub run: Vec<RecoveredEntry>,
-    pub lost: Option<String>,
+    pub lost: Option<Loss>,
 }
 
 /// Seals the peers that the registry names and takes what was acknowledged from wherever it is. `local` is what counts
@@ -85,7 +84,7 @@ async fn seal(
     shared: &Arc<Shared>,
     opening: &Opening,
     takeover: &mut Takeover,
-) -> Result<(Plan, Option<String>)> {
+) -> Result<(Plan, Option<Loss>)> {
     let nodes: Vec<Name> = takeover.to_seal().cloned().collect();
     let mut asked: FuturesUnordered<_> = nodes
         .into_iter()
@@ -107,7 +106,9 @@ async fn seal(
                 let what = format!("writes above LSN {} up to {up_to} are at risk: {}", risk.after, risk.why);
                 if opening.forced {
                     tracing::error!(volume = %shared.id, epoch = %shared.epoch, %what, "opened by force");
-                    return Ok((risk.best, Some(what)));
+                    let loss =
+                        Loss { epoch: opening.registration.epoch, after: risk.after, up_to: risk.up_to };
+                    return Ok((risk.best, Some(loss)));
                 }
                 return Err(Error::new(
                     ErrorKind::Denied,

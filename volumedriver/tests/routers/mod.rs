@@ -8,7 +8,8 @@ use common::{Clock, Epoch, Error, Lsn, Name, Result, VolumeId};
 use dtl::client::Client;
 use dtl::owner::{Outcome, Patience};
 use dtl::registration::Tail;
-use dtl::service::{Metrics, Service};
+use dtl::metrics::ServiceMetrics;
+use dtl::service::Service;
 use dtl::storage::{Limits, Store};
 use dtl::transport::{Dial, Stream};
 use dtl::{Config, Mode, Needed, OnFailure, PeerLog, Registration, Status};
@@ -31,14 +32,12 @@ pub fn name(n: usize) -> Name {
 /// Everything that the registry says of the volume.
 struct Record {
     owner: usize,
-    epoch: Epoch,
     served: Registration,
     /// Which journal the owner had, and which boot of its machine.
     journal: u64,
     boot: u64,
     /// Which life of each peer was named.
     lives: Vec<(PeerLog, usize, u64)>,
-    lost: Option<String>,
 }
 
 struct Registry {
@@ -213,34 +212,38 @@ impl Peers for View {
     async fn propose(&self, _: VolumeId, expect: (Epoch, u64), new: &Config) -> Outcome {
         self.answers().await;
         let mut record = self.registry.record.lock();
-        if (record.epoch, record.served.epoch, record.served.config.config) == (expect.0, expect.0, expect.1)
-        {
-            record.served.config = new.clone();
-            let known = std::mem::take(&mut record.lives);
-            // Of a log that stays it is the life that its router had when it was named.
-            for peer in &new.peers {
-                let n = (0..ROUTERS).find(|n| name(*n) == peer.node).unwrap();
-                let before = known.iter().find(|(log, ..)| log == peer).map(|known| known.2);
-                let life = before.unwrap_or_else(|| self.network.routers[n].lock().life);
-                record.lives.push((peer.clone(), n, life));
-            }
-            return Outcome::Applied;
+        if record.served.config.config != expect.1 {
+            return Outcome::Refused(Some((record.served.claimed, record.served.config.clone())));
         }
-        Outcome::Refused(Some((record.epoch, record.served.config.clone())))
+        match record.served.propose(expect.0, new) {
+            Ok(served) => record.served = served,
+            Err(found) => return Outcome::Refused(Some(found)),
+        }
+        let known = std::mem::take(&mut record.lives);
+        // Of a log that stays it is the life that its router had when it was named.
+        for peer in &new.peers {
+            let n = (0..ROUTERS).find(|n| name(*n) == peer.node).unwrap();
+            let before = known.iter().find(|(log, ..)| log == peer).map(|known| known.2);
+            let life = before.unwrap_or_else(|| self.network.routers[n].lock().life);
+            record.lives.push((peer.clone(), n, life));
+        }
+        Outcome::Applied
     }
 
     async fn begin(&self, _: VolumeId, recovered: Recovered) -> Result<Registration> {
         self.answers().await;
         let mut record = self.registry.record.lock();
-        if record.owner != self.node || record.epoch > recovered.epoch {
+        let Recovered { epoch, committed, last, lost } = recovered;
+        if record.owner != self.node {
             return Err(Error::fenced("somebody else owns it"));
         }
-        let Recovered { epoch, committed, last, lost } = recovered;
-        record.epoch = epoch;
-        record.lives.clear();
-        record.served = record.served.begun(self.name.clone(), epoch, committed, last);
+        let mut served = record.served.clone();
+        if epoch > served.claimed {
+            served = served.claim(epoch)?;
+        }
+        record.served = served.taken_over(self.name.clone(), epoch, committed, last, lost)?;
         (record.journal, record.boot) = (self.journal, self.boot);
-        record.lost = lost.or(record.lost.take());
+        record.lives.clear();
         Ok(record.served.clone())
     }
 
@@ -250,7 +253,7 @@ impl Peers for View {
         if record.served.epoch != epoch {
             return Err(Error::fenced("somebody else owns it"));
         }
-        record.served.tails.retain(|tail| tail.last > committed);
+        record.served = record.served.committed(committed);
         Ok(record.served.tails.clone())
     }
 }
@@ -287,12 +290,10 @@ impl Routers {
         };
         let record = Record {
             owner: 0,
-            epoch: Epoch(1),
             served: Registration::fresh(name(0), config),
             journal: u64::MAX,
             boot: 0,
             lives: Vec::new(),
-            lost: None,
         };
         let registry =
             Registry { record: Mutex::new(record), away: watch::Sender::new(false), clock: clock.clone() };
@@ -338,7 +339,7 @@ impl Routers {
             Store::memory(limits, clock.clone()),
             dtl::service::Settings::default(),
             clock,
-            Metrics::default(),
+            ServiceMetrics::default(),
         );
         let mut router = self.network.routers[n].lock();
         (router.driver, router.service) = (Some(driver), Some(service));
@@ -434,11 +435,12 @@ impl Routers {
         };
         let (epoch, registration, same_journal, same_boot) = {
             let mut record = self.registry.record.lock();
-            record.epoch = record.epoch.next();
+            let epoch = record.served.claimed.next();
+            record.served = record.served.claim(epoch).unwrap();
             record.owner = n;
             let same = record.served.owner == name(n) && record.journal == journal;
             let same_boot = record.boot == boot;
-            (record.epoch, record.served.clone(), same, same_boot)
+            (epoch, record.served.clone(), same, same_boot)
         };
         let clock: Arc<dyn Clock> = self.clock.clone();
         let clients = (0..ROUTERS).map(|to| {
@@ -470,8 +472,8 @@ impl Routers {
         self.registry.record.lock().served.clone()
     }
 
-    pub fn lost(&self) -> Option<String> {
-        self.registry.record.lock().lost.clone()
+    pub fn lost(&self) -> bool {
+        !self.registered().losses.is_empty()
     }
 
     /// The router that keeps the log.
