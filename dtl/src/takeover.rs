@@ -292,18 +292,16 @@ impl Takeover {
         let journal = journal.map(|j| (Origin::Journal, j.base, j.last));
         let best = best.map(|(p, l)| (Origin::Log(r.epoch, vec![p]), l.base, l.last));
         let best = best.into_iter().chain(journal).max_by_key(|(_, _, last)| *last);
-        let mut pieces = Vec::new();
-        let mut after = self.committed;
-        if let Some((from, base, last)) = best {
-            match self.connect(base) {
-                Ok(leading) => {
-                    pieces = leading;
-                    push(&mut pieces, self.committed, from, base, last);
-                }
-                Err((leading, _)) => pieces = leading,
+        // The tails of earlier epochs lead as far as they do, also where nothing of the last epoch can be had.
+        let base = best.as_ref().map_or(Lsn(u64::MAX), |(_, base, _)| *base);
+        let pieces = match (self.connect(base), best) {
+            (Ok(mut leading), Some((from, base, last))) => {
+                push(&mut leading, self.committed, from, base, last);
+                leading
             }
-            after = pieces.last().map_or(self.committed, |p| p.to);
-        }
+            (Ok(leading) | Err((leading, _)), _) => leading,
+        };
+        let after = pieces.last().map_or(self.committed, |p| p.to);
         let missing: Vec<String> = r
             .config
             .peers

@@ -73,6 +73,29 @@ async fn the_second_crash_does_not_forget_the_first_tail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn by_force_the_first_tail_is_taken_where_the_second_owner_is_lost() {
+    let routers = Routers::new(10, Mode::Sync, OnFailure::Degrade).await;
+    let v = routers.open(0).await.unwrap();
+    routers.in_sync(&v).await;
+    v.write(0, cluster(1), false).await.unwrap();
+    let first = routers.peer();
+    routers.lose(0);
+    let second = (1..3).find(|n| *n != first).unwrap();
+    let v = routers.open(second).await.unwrap();
+    // It finds no peer for its own epoch, says so, and is lost as well.
+    routers.freeze(first);
+    v.write(CLUSTER, cluster(2), false).await.unwrap();
+    routers.lose(second);
+    routers.thaw();
+    let refused = routers.open(first).await.map(drop).unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Denied, "{refused}");
+    let v = routers.force(first).await.unwrap();
+    assert_eq!(value(&v, 0).await, 1, "the first owner's tail is where it was");
+    assert_eq!(value(&v, 1).await, 0, "the second owner's is lost");
+    assert!(routers.lost());
+}
+
+#[tokio::test(start_paused = true)]
 async fn acknowledgements_wait_for_the_peer_and_then_for_the_registry() {
     let routers = Routers::new(4, Mode::Sync, OnFailure::Degrade).await;
     let v = routers.open(0).await.unwrap();

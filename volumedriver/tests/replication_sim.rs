@@ -71,6 +71,36 @@ impl Life {
         Duration::from_millis(self.chance.u64(0..most))
     }
 
+    /// Some writes side by side, each to a cluster of its own; `false` when one was not answered well.
+    async fn writes(&mut self, v: &Volume) -> bool {
+        let first = self.chance.u64(0..CLUSTERS);
+        let side_by_side = self.chance.u64(1..5);
+        let fua = self.chance.u32(0..8) == 0;
+        let patience = self.millis(4000) + Duration::from_millis(50);
+        let mut writes = Vec::new();
+        for addr in (first..first + side_by_side).map(|addr| addr % CLUSTERS) {
+            self.next += 1;
+            let number = self.next;
+            let history = &mut self.clusters[addr as usize];
+            history.writes.push(number);
+            let write = v.write(addr * CLUSTER, content(number), fua);
+            writes.push(async move { (addr, tokio::time::timeout(patience, write).await) });
+        }
+        let mut well = true;
+        for (addr, answer) in futures::future::join_all(writes).await {
+            if !matches!(answer, Ok(Ok(()))) {
+                well = false;
+                continue;
+            }
+            let history = &mut self.clusters[addr as usize];
+            history.acked = history.writes.len() - 1;
+            if fua {
+                history.flushed = history.acked;
+            }
+        }
+        well
+    }
+
     /// Requests of a client, until something goes wrong.
     async fn client(&mut self, v: &Volume) {
         for _ in 0..self.chance.usize(1..40) {
@@ -78,19 +108,8 @@ impl Life {
             let slot = addr as usize;
             match self.chance.u32(0..10) {
                 0..6 => {
-                    self.next += 1;
-                    let number = self.next;
-                    self.clusters[slot].writes.push(number);
-                    let fua = self.chance.u32(0..8) == 0;
-                    let patience = self.millis(4000) + Duration::from_millis(50);
-                    let write = v.write(addr * CLUSTER, content(number), fua);
-                    if !matches!(tokio::time::timeout(patience, write).await, Ok(Ok(()))) {
+                    if !self.writes(v).await {
                         return;
-                    }
-                    let history = &mut self.clusters[slot];
-                    history.acked = history.writes.len() - 1;
-                    if fua {
-                        history.flushed = history.acked;
                     }
                 }
                 6..8 => {

@@ -8,7 +8,7 @@ use super::Shared;
 use crate::journal::{JournalLoc, RecoveredEntry, Retired, Sink};
 use crate::log::{Kind, LogEntry};
 use crate::replication::Opening;
-use common::{Epoch, Error, ErrorKind, Lsn, Name, Result};
+use common::{Epoch, Error, ErrorKind, Lsn, Name, Result, mutant};
 use dtl::storage::Key;
 use dtl::takeover::{Answer, LocalJournal, Origin, Piece, Plan, Replay, Takeover, Verdict};
 use dtl::{Entry, Loss, PeerLog};
@@ -45,7 +45,11 @@ pub(super) async fn recover(
         base: covered,
         last: Lsn(covered.0 + local.len() as u64),
     };
-    let mut takeover = Takeover::new(opening.registration.clone(), covered, Some(journal));
+    let mut registration = opening.registration.clone();
+    if mutant::is_on("earlier-tails-ignored") {
+        registration.tails.clear();
+    }
+    let mut takeover = Takeover::new(registration, covered, Some(journal));
     let (plan, lost) = seal(shared, opening, &mut takeover).await?;
     if plan.unflushed_may_be_lost {
         let epoch = opening.registration.epoch;
