@@ -1,0 +1,1 @@
+//! One connection for the attachments of many clients, for who forwards.

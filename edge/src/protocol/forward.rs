@@ -1,0 +1,4 @@
+//! Volumes that are served elsewhere.
+
+/// Forwards.
+pub struct Forwarder;
