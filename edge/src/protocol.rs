@@ -11,6 +11,7 @@
 //! | [`settings`] | `[edge]` of the configuration file |
 //! | [`server`] | listeners, shutdown |
 //! | `connection` | frames in, replies out: one task per connection |
+//! | `fuzz` | a whole session, for fuzzers |
 //! | `check` | what is refused before a device hears of it |
 //!
 //! Does not own: who owns a volume, its log, its lease. It never sends a request a second time.
@@ -19,6 +20,8 @@ mod check;
 mod connection;
 pub mod door;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 pub mod owned;
 pub mod plain;

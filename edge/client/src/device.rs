@@ -1,7 +1,7 @@
 //! The handle of an attached disk.
 
-use crate::ledger::Ledger;
 pub use crate::ledger::Counters;
+use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::pump;
 use crate::transport::Dial;

@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: &[Target] = &[("edge_frames", frames), ("edge_bodies", bodies), ("edge_addresses", addresses)];
+pub const TARGETS: &[Target] =
+    &[("edge_frames", frames), ("edge_bodies", bodies), ("edge_addresses", addresses)];
 
 /// A stream of frames, as a server and as a client reads them.
 fn frames(bytes: &[u8]) {

@@ -185,7 +185,8 @@ impl Ledger {
             self.flush_by_itself();
         }
         while let Some(sequence) = self.queue.front().copied() {
-            let Some(flight) = self.flights.get(&sequence) else {
+            // What failed while it waited is not sent any more.
+            let Some(flight) = self.flights.get(&sequence).filter(|flight| flight.result.is_none()) else {
                 self.queue.pop_front();
                 continue;
             };
@@ -377,7 +378,9 @@ impl Ledger {
         self.replay = ops;
         if known < self.durable {
             let durable = std::mem::replace(&mut self.durable, known);
-            self.lose(&format!("a flush had covered the log up to {durable}, and the new owner has it up to {known}"));
+            self.lose(&format!(
+                "a flush had covered the log up to {durable}, and the new owner has it up to {known}"
+            ));
         }
     }
 
@@ -387,7 +390,8 @@ impl Ledger {
             return;
         }
         let error = Error::corrupt(format!("a flush can't succeed any more; attach again: {why}"));
-        let flushes: Vec<u64> = self.flights.iter().filter(|(_, f)| f.is_waiting_flush()).map(|(s, _)| *s).collect();
+        let flushes: Vec<u64> =
+            self.flights.iter().filter(|(_, f)| f.is_waiting_flush()).map(|(s, _)| *s).collect();
         for sequence in flushes {
             self.complete(sequence, Err(error.clone()));
         }
@@ -437,9 +441,7 @@ impl Ledger {
     pub fn poll(&mut self, sequence: u64, waker: &Waker) -> Option<flight::Answer> {
         match self.flights.get_mut(&sequence) {
             None => Some(Err(Error::internal("a request was asked for twice"))),
-            Some(flight) if flight.result.is_some() => {
-                self.remove(sequence).and_then(|flight| flight.result)
-            }
+            Some(flight) if flight.result.is_some() => self.remove(sequence).and_then(|flight| flight.result),
             Some(flight) => {
                 match &mut flight.waker {
                     Some(old) => old.clone_from(waker),

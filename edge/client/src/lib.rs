@@ -5,6 +5,7 @@
 //! | [`wire`] | the protocol's codec: bounded, never panics |
 //! | [`transport`] | streams: TCP, unix sockets, TLS |
 //! | [`outgoing`] | frames that wait to be sent, payload uncopied |
+//! | `incoming` | the greeting, and what is received |
 //! | `link` | sending from wherever something was asked |
 //! | [`ledger`] | what is under way, what is kept for a replay, credit; sans-I/O |
 //! | [`device`] | the handle: [`Device`], [`Options`] |
@@ -17,6 +18,7 @@
 
 pub mod device;
 pub mod fuzz;
+mod incoming;
 pub mod ledger;
 mod link;
 pub mod outgoing;

@@ -1,22 +1,25 @@
 //! The task of a device: connects, attaches, receives, and notices death.
 
 use crate::device::{Core, goodbye};
+use crate::incoming::{Incoming, greet};
 use crate::ledger::Broken;
-use crate::transport::{Dial, ReadHalf, Stream};
-use crate::wire::{self, Attach, Decoder, Frame, Granted, Moved, PROLOGUE, Refusal, ToClient, ToServer};
+use crate::transport::{Dial, WriteHalf};
+use crate::wire::{self, Attach, Decoder, Granted, Moved, Refusal, ToClient, ToServer};
 use bytes::{Bytes, BytesMut};
 use common::{Error, ErrorKind, Result};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 /// The only channel of a device's connection.
 pub const CHANNEL: u32 = 1;
 /// Owners that are asked one after the other, each named by the one before, without a pause.
 const HOPS: u32 = 4;
+/// A connection that lived as long was a sound one.
+const SOUND: Duration = Duration::from_secs(1);
 /// Time for the last requests and the goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -43,12 +46,6 @@ enum Failure {
     Dead(Error),
 }
 
-/// An attached connection.
-struct Connection {
-    read: ReadHalf,
-    decoder: Decoder,
-}
-
 pub(crate) async fn run(core: Arc<Core>, dial: Arc<dyn Dial>, addresses: Vec<String>, opened: Opened) {
     let mut pump = Pump { core, dial, addresses, named: VecDeque::new(), next: 0, session: 0, opened };
     let core = pump.core.clone();
@@ -58,15 +55,24 @@ pub(crate) async fn run(core: Arc<Core>, dial: Arc<dyn Dial>, addresses: Vec<Str
     while core.ledger.lock().dead().is_none() {
         match pump.attach().await {
             Ok(connection) => {
-                (tried, hops, pause) = (0, 0, core.options.pause);
+                let since = core.clock.now();
                 pump.opened.send_replace(Some(Ok(())));
                 let end = pump.serve(connection).await;
                 core.ledger.lock().away();
                 core.link.disconnect();
+                hops = 0;
+                if core.clock.now().saturating_sub(since) >= SOUND {
+                    (tried, pause) = (0, core.options.pause);
+                } else {
+                    // One that attaches and then does not serve is not asked again and again.
+                    tried = pump.addresses.len();
+                }
                 match end {
                     None => break,
                     Some(Broken::Moved(moved)) => pump.follow(moved),
-                    Some(Broken::Why(why)) => tracing::info!(export = core.export, "edge: left a router: {why}"),
+                    Some(Broken::Why(why)) => {
+                        tracing::info!(export = core.export, "edge: left a router: {why}")
+                    }
                 }
             }
             Err(Failure::Moved(moved)) if hops < HOPS => {
@@ -135,7 +141,7 @@ impl Pump {
     }
 
     /// One attempt at one router.
-    async fn attach(&mut self) -> std::result::Result<Connection, Failure> {
+    async fn attach(&mut self) -> std::result::Result<Incoming, Failure> {
         let address = self.named.pop_front().unwrap_or_else(|| {
             let address = self.addresses[self.next % self.addresses.len()].clone();
             self.next += 1;
@@ -165,10 +171,11 @@ impl Pump {
         }
     }
 
-    async fn attempt(&mut self, address: &str) -> std::result::Result<Connection, Failure> {
+    async fn attempt(&mut self, address: &str) -> std::result::Result<Incoming, Failure> {
         let core = self.core.clone();
-        let failed = |e: &dyn std::fmt::Display| Failure::Error(Error::unavailable(format!("{address}: {e}")));
-        let (mut stream, mut connection) = match greet(&*self.dial, address).await {
+        let failed =
+            |e: &dyn std::fmt::Display| Failure::Error(Error::unavailable(format!("{address}: {e}")));
+        let (mut write, mut connection) = match greet(&*self.dial, address).await {
             Ok(greeted) => greeted,
             Err(why) => return Err(failed(&why)),
         };
@@ -190,18 +197,20 @@ impl Pump {
             let mut out = BytesMut::new();
             let _: Bytes = ToServer::Attach(attach).put(&mut out, CHANNEL);
             let sent = async {
-                stream.write.write_all_buf(&mut out).await?;
-                stream.write.flush().await
+                write.write_all_buf(&mut out).await?;
+                write.flush().await
             };
             sent.await.map_err(|e| failed(&e))?;
             let answer = connection.next().await.map_err(|e| failed(&e))?;
             match answer {
                 (CHANNEL, ToClient::Attached(granted)) => {
-                    self.start(stream, &granted).map_err(Failure::Error)?;
+                    self.start(write, &granted).map_err(Failure::Error)?;
                     connection.decoder.allow(wire::MAX_PAYLOAD);
                     return Ok(connection);
                 }
-                (CHANNEL, ToClient::Refused(Refusal::Stale(session))) if first && core.options.resume.is_some() => {
+                (CHANNEL, ToClient::Refused(Refusal::Stale(session)))
+                    if first && core.options.resume.is_some() =>
+                {
                     self.session = session.saturating_add(1);
                 }
                 (CHANNEL, ToClient::Refused(refusal)) => return Err(refused(refusal, first)),
@@ -211,9 +220,9 @@ impl Pump {
     }
 
     /// From here on whoever asks sends.
-    fn start(&self, stream: Stream, granted: &Granted) -> Result<()> {
+    fn start(&self, write: WriteHalf, granted: &Granted) -> Result<()> {
         let core = &self.core;
-        core.link.connect(stream.write);
+        core.link.connect(write);
         let mut ledger = core.ledger.lock();
         ledger.attached(granted)?;
         core.dispatch(&mut ledger);
@@ -223,7 +232,7 @@ impl Pump {
     }
 
     /// Receives until the connection ends; `None`: the device was closed.
-    async fn serve(&mut self, mut connection: Connection) -> Option<Broken> {
+    async fn serve(&mut self, mut connection: Incoming) -> Option<Broken> {
         let core = self.core.clone();
         let (clock, options) = (&core.clock, &core.options);
         let why = |why: String| Some(Broken::Why(why));
@@ -247,7 +256,7 @@ impl Pump {
             }
             tokio::select! {
                 biased;
-                n = connection.read.read_buf(connection.decoder.buffer()) => {
+                n = connection.fill() => {
                     match n {
                         Ok(0) => return why("it closed the connection".into()),
                         Ok(_) => {}
@@ -311,7 +320,7 @@ impl Pump {
     }
 
     /// Says goodbye, and waits for the answer, so that somebody else may attach at once.
-    async fn leave(&self, mut connection: Connection) {
+    async fn leave(&self, mut connection: Incoming) {
         let core = &self.core;
         goodbye(core);
         let answered = async {
@@ -347,44 +356,5 @@ fn refused(refusal: Refusal, first: bool) -> Failure {
             _ if first => Failure::Dead(error),
             _ => Failure::Error(error),
         },
-    }
-}
-
-/// Connects, and hears the router's name.
-async fn greet(dial: &dyn Dial, address: &str) -> std::result::Result<(Stream, Connection), String> {
-    let mut stream = dial.dial(address).await.map_err(|e| e.to_string())?;
-    let mut hello = BytesMut::with_capacity(PROLOGUE);
-    wire::put_prologue(&mut hello, wire::VERSION, wire::VERSION);
-    stream.write.write_all_buf(&mut hello).await.map_err(|e| e.to_string())?;
-    stream.write.flush().await.map_err(|e| e.to_string())?;
-    let mut answer = [0u8; PROLOGUE];
-    stream.read.read_exact(&mut answer).await.map_err(|e| e.to_string())?;
-    let (lowest, highest) = wire::prologue(&answer)?;
-    if wire::choose_version(lowest, highest).is_none() || lowest != highest {
-        return Err(format!("the router speaks another version ({lowest} to {highest})"));
-    }
-    let read = std::mem::replace(&mut stream.read, Box::new(tokio::io::empty()));
-    let mut connection = Connection { read, decoder: Decoder::default() };
-    match connection.next().await? {
-        (_, ToClient::Hello(name)) => tracing::debug!(address, name, "edge: a router answered"),
-        _ => return Err("the router did not say its name".into()),
-    }
-    Ok((stream, connection))
-}
-
-impl Connection {
-    /// The next thing that the router says, and of which channel.
-    async fn next(&mut self) -> std::result::Result<(u32, ToClient), String> {
-        loop {
-            if let Some(frame) = self.decoder.frame()? {
-                let Frame { channel, .. } = frame;
-                return Ok((channel, frame.to_client()?));
-            }
-            match self.read.read_buf(self.decoder.buffer()).await {
-                Ok(0) => return Err("the router closed the connection".into()),
-                Ok(_) => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
     }
 }

@@ -1,9 +1,10 @@
 //! Streams: where a client connects, and what a server accepts.
 
 use async_trait::async_trait;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -71,9 +72,7 @@ impl FromStr for Address {
             Some((host, port)) if !host.is_empty() => Ok(Address::Tcp { host: host.into(), port }),
             _ => {
                 let shown = text.escape_debug();
-                Err(common::Error::invalid(format!(
-                    "'{shown}' is no address: write HOST:PORT or unix:PATH"
-                )))
+                Err(common::Error::invalid(format!("'{shown}' is no address: write HOST:PORT or unix:PATH")))
             }
         }
     }
@@ -111,6 +110,41 @@ impl Dial for Dialer {
             }
         }
     }
+}
+
+/// How TLS is spoken with routers whose certificates one of the authorities in the PEM file `ca` signed, showing the
+/// certificate chain and the key in two PEM files of `own`, if they ask.
+///
+/// # Errors
+/// Names the file that does not do.
+pub fn client_tls(ca: &Path, own: Option<(&Path, &Path)>) -> common::Result<Arc<rustls::ClientConfig>> {
+    let wrong = |path: &Path, what: &dyn std::fmt::Display| {
+        common::Error::invalid(format!("TLS: {}: {what}", path.display()))
+    };
+    let certificates = |path: &Path| {
+        let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        found.map_err(|e| wrong(path, &e))
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates(ca)? {
+        roots.add(certificate).map_err(|e| wrong(ca, &e))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong(ca, &"there is no certificate in it"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| common::Error::internal(format!("TLS: {e}")))?
+        .with_root_certificates(roots);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => {
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, &e))?;
+            builder.with_client_auth_cert(certificates(cert)?, private).map_err(|e| wrong(cert, &e))?
+        }
+    };
+    Ok(Arc::new(config))
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use super::alone::Threads;
 use super::buffers::Buffers;
+use super::handshake::Outcome;
 use super::handshake::{self, Chosen, Failure, Handshake, Patience};
 use super::input::Input;
 use super::memory::Memory;
 use super::socket::{Line, Socket};
 use super::transmission::{End, Serving, transmit};
-use super::handshake::Outcome;
 use crate::config::{Settings, TlsMode};
 use crate::listen::{ACCEPT_PAUSE, Accepted, SocketFile, accept_tcp, accept_unix, bind_tcp, bind_unix};
 use crate::metrics::Metrics;

@@ -7,12 +7,12 @@
 use super::check::check;
 use super::door::Attached;
 use super::server::Server;
+use common::{Error, Geometry, Lsn};
 use edge_client::outgoing::Outgoing;
 use edge_client::transport::Stream;
 use edge_client::wire::{
     self, Attach, Credit, Decoder, Frame, Outcome, PROLOGUE, Refusal, Reply, Request, ToClient, ToServer,
 };
-use common::{Error, Geometry, Lsn};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -249,6 +249,7 @@ impl<'s> Connection<'s> {
         );
     }
 
+    /// Also while it is being opened: then what comes of that is dropped.
     fn leave(&mut self, id: u32) {
         if let Some(Slot::Open(_)) = self.channels.remove(&id) {
             self.server.metrics.attachments.dec();
@@ -288,7 +289,14 @@ impl<'s> Connection<'s> {
         if let Err(error) = checked {
             let outcome = Outcome::Failed(error);
             let grant = Credit::default();
-            let reply = Reply { sequence, epoch, lsn: Lsn(0), in_sync: channel.attached.granted().in_sync, grant, outcome };
+            let reply = Reply {
+                sequence,
+                epoch,
+                lsn: Lsn(0),
+                in_sync: channel.attached.granted().in_sync,
+                grant,
+                outcome,
+            };
             self.done(Done::Replied(id, cost, reply));
             return Ok(());
         }
@@ -338,11 +346,19 @@ impl<'s> Connection<'s> {
     }
 
     fn opened(&mut self, id: u32, attached: Arc<dyn Attached>) {
+        if !matches!(self.channels.get(&id), Some(Slot::Opening)) {
+            return;
+        }
         let settings = &self.server.settings;
         let mut granted = attached.granted();
         let most = granted.geometry.max_payload;
-        let credit =
+        let mut credit =
             Credit { requests: settings.window_requests, bytes: settings.window_bytes.max(most) };
+        if granted.credit.requests > 0 {
+            // Of an owner that is elsewhere: no more may be under way there.
+            credit.requests = credit.requests.min(granted.credit.requests);
+            credit.bytes = credit.bytes.min(granted.credit.bytes);
+        }
         granted.credit = credit;
         self.decoder.allow(most);
         self.server.metrics.attachments.inc();

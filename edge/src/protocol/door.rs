@@ -25,7 +25,7 @@ pub trait Attachments: Send + Sync {
 /// be back.
 #[async_trait]
 pub trait Attached: Send + Sync {
-    /// What the client hears first; its `credit` is the server's business.
+    /// What the client hears first. Its `credit` is a bound of the owner's that is elsewhere, or 0 for none.
     fn granted(&self) -> Granted;
 
     /// The device now: it may have grown.

@@ -5,7 +5,9 @@ use super::gate::Gate;
 use super::sessions::{Admission, Holder, Sessions};
 use async_trait::async_trait;
 use common::{Clock, Epoch, Error, ErrorKind, Geometry, Lsn, mutant};
-use edge_client::wire::{Attach, Credit, Granted, MAX_PAYLOAD, Mode, Outcome, Recovered, Refusal, Reply, Request};
+use edge_client::wire::{
+    Attach, Credit, Granted, MAX_PAYLOAD, Mode, Outcome, Recovered, Refusal, Reply, Request,
+};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;

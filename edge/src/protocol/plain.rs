@@ -107,7 +107,9 @@ impl Attachments for PlainExports {
     async fn attach(&self, attach: Attach) -> Result<Arc<dyn Attached>, Refusal> {
         if !attach.export.contains('/') {
             // A disk has one name here, so that it has one owner.
-            return Err(Error::invalid(format!("'{}': write vpool/vdisk", attach.export.escape_debug())).into());
+            return Err(
+                Error::invalid(format!("'{}': write vpool/vdisk", attach.export.escape_debug())).into()
+            );
         }
         let open = self.open.lock().entry(attach.export.clone()).or_default().clone();
         let owned = open

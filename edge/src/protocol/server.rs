@@ -48,7 +48,11 @@ impl Metrics {
         registry.register(name("moved"), "Clients that were sent to another owner", m.moved.clone());
         registry.register(name("requests"), "Requests answered", m.requests.clone());
         registry.register(name("errors"), "Requests answered with an error", m.errors.clone());
-        registry.register(name("protocol_errors"), "Connections cut for what they said", m.protocol_errors.clone());
+        registry.register(
+            name("protocol_errors"),
+            "Connections cut for what they said",
+            m.protocol_errors.clone(),
+        );
         m
     }
 
@@ -115,11 +119,16 @@ impl Server {
     pub async fn serve(self: Arc<Self>, listeners: Listeners, shutdown: watch::Receiver<bool>) {
         let Listeners { tcp, unix, acceptor } = listeners;
         let mut stop = shutdown.clone();
+        let stop = async {
+            // Without its sender nobody could say stop any more.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        tokio::pin!(stop);
         let mut tasks = JoinSet::new();
         let mut tidy = self.clock.sleep(TIDY);
         loop {
             let accepted = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = &mut stop => break,
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
                 () = &mut tidy => {
                     self.attachments.tidy().await;
@@ -127,7 +136,7 @@ impl Server {
                     continue;
                 }
                 accepted = accept_tcp(tcp.as_ref()) => accepted,
-                accepted = accept_unix(unix.as_ref().map(|u| u)) => accepted,
+                accepted = accept_unix(unix.as_ref()) => accepted,
             };
             let accepted = match accepted {
                 Ok(accepted) => accepted,

@@ -110,8 +110,7 @@ impl Sessions {
             }
             None => {
                 known = false;
-                let holder =
-                    Holder { attachment: id, mode: attach.mode, client: attach.client.clone() };
+                let holder = Holder { attachment: id, mode: attach.mode, client: attach.client.clone() };
                 let held = Held { holder, session: attach.session, gate: gate.clone(), draining };
                 self.held.insert(id, held);
             }
@@ -154,7 +153,8 @@ impl Sessions {
             ))
             .into());
         }
-        let gone: Vec<u128> = self.held.values().filter(|h| in_the_way(h)).map(|h| h.holder.attachment).collect();
+        let gone: Vec<u128> =
+            self.held.values().filter(|h| in_the_way(h)).map(|h| h.holder.attachment).collect();
         Ok(gone.into_iter().flat_map(|id| self.end(id)).collect())
     }
 
@@ -168,7 +168,11 @@ impl Sessions {
     /// The client of `gate` gives up the attachment, unless it is in a newer session; returns the gates that are to
     /// drain.
     pub fn detach(&mut self, id: u128, gate: &Arc<Gate>) -> Vec<Arc<Gate>> {
-        if self.held.get(&id).is_some_and(|held| Arc::ptr_eq(&held.gate, gate)) { self.end(id) } else { Vec::new() }
+        if self.held.get(&id).is_some_and(|held| Arc::ptr_eq(&held.gate, gate)) {
+            self.end(id)
+        } else {
+            Vec::new()
+        }
     }
 
     /// Takes an attachment away, by an operator's wish; its I/O is refused from now on. Returns the gates that are

@@ -93,7 +93,9 @@ impl Settings {
             TlsMode::Allow => {
                 return Err(Error::invalid("edge.tls is \"allow\": choose \"off\" or \"require\""));
             }
-            TlsMode::Off if self.tls_cert.is_some() || self.tls_key.is_some() || self.tls_client_ca.is_some() => {
+            TlsMode::Off
+                if self.tls_cert.is_some() || self.tls_key.is_some() || self.tls_client_ca.is_some() =>
+            {
                 return Err(Error::invalid(
                     "edge.tls is \"off\", but edge.tls_cert, edge.tls_key or edge.tls_client_ca is set: set edge.tls \
                      to \"require\", or remove them",
@@ -120,3 +122,6 @@ impl Settings {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

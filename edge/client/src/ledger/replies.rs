@@ -31,7 +31,8 @@ impl Ledger {
         self.in_sync = reply.in_sync;
         let sequence = reply.sequence;
         // One that failed at its deadline, or whose caller went away, is not there any more.
-        let Some(flight) = self.flights.get_mut(&sequence).filter(|flight| flight.state == State::Sent) else {
+        let Some(flight) = self.flights.get_mut(&sequence).filter(|flight| flight.state == State::Sent)
+        else {
             return Ok(());
         };
         match &reply.outcome {
@@ -127,7 +128,8 @@ impl Ledger {
             return;
         }
         self.durable = durable;
-        let rest = self.kept.split_off(&(durable.next(), 0));
+        let end = if mutant::is_on("kept-until-any-flush") { Lsn(u64::MAX) } else { durable.next() };
+        let rest = self.kept.split_off(&(end, 0));
         let gone = std::mem::replace(&mut self.kept, rest);
         self.kept_bytes -= gone.values().map(kept_cost).sum::<usize>();
     }
