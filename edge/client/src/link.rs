@@ -117,7 +117,7 @@ impl Link {
                     self.blocked.store(true, Ordering::Release);
                     return self.wake();
                 }
-                Poll::Ready(Ok(())) if self.queue.lock().len() == 0 => return,
+                Poll::Ready(Ok(())) if self.queue.lock().is_empty() => return,
                 Poll::Ready(Ok(())) => {}
             }
         }
@@ -136,7 +136,7 @@ impl Link {
                 other => return other,
             }
             let mut queue = self.queue.lock();
-            if queue.len() == 0 {
+            if queue.is_empty() {
                 return Poll::Ready(Ok(()));
             }
             queue.hand_over(out);

@@ -214,7 +214,9 @@ impl Shared {
             (Lane::Open(lane), ToClient::Reply(reply)) => {
                 if let Some(call) = lane.calls.get_mut(&reply.sequence) {
                     call.reply = Some(reply);
-                    call.waker.take().map(Waker::wake);
+                    if let Some(waker) = call.waker.take() {
+                        waker.wake();
+                    }
                 }
             }
             (Lane::Open(lane), ToClient::Resized(size)) => {
