@@ -107,7 +107,7 @@ pub struct Granted {
     pub epoch: Epoch,
     /// What there is of what the client wrote up to the epoch `since`.
     pub recovered: Recovered,
-    /// This owner knew the attachment, in this epoch.
+    /// Everything that the attachment ever wrote was written to this owner, in this epoch.
     pub known: bool,
     /// The DTL is in sync.
     pub in_sync: bool,

@@ -42,6 +42,8 @@ pub struct Sessions {
 struct Held {
     holder: Holder,
     session: u64,
+    /// It began in this epoch, with nothing written before: no change of owner can have lost anything of it.
+    whole: bool,
     gate: Arc<Gate>,
     /// Of lower sessions, and not known to be empty.
     draining: Vec<Arc<Gate>>,
@@ -53,7 +55,7 @@ pub struct Admission {
     pub gate: Arc<Gate>,
     /// All of them are shut.
     pub draining: Vec<Arc<Gate>>,
-    /// The attachment was held before, in this epoch.
+    /// Everything of the attachment was written in this epoch, to this owner.
     pub known: bool,
 }
 
@@ -65,7 +67,7 @@ impl Sessions {
             let gate = Gate::new(now);
             gate.shut();
             gate.leave(now);
-            (holder.attachment, Held { holder, session: 0, gate, draining: Vec::new() })
+            (holder.attachment, Held { holder, session: 0, whole: false, gate, draining: Vec::new() })
         });
         Sessions { epoch, lease, held: held.collect(), writer: None, several: false }
     }
@@ -99,7 +101,7 @@ impl Sessions {
         let known;
         match self.held.get_mut(&id) {
             Some(held) => {
-                known = held.session > 0;
+                known = held.whole;
                 held.session = attach.session;
                 let before = std::mem::replace(&mut held.gate, gate.clone());
                 if !mutant::is_on("lower-session-accepted") {
@@ -110,8 +112,10 @@ impl Sessions {
             }
             None => {
                 known = false;
+                // The first attempt of who resumes may have got here without the client hearing of it.
+                let whole = attach.since == Epoch(0) && !attach.resumed;
                 let holder = Holder { attachment: id, mode: attach.mode, client: attach.client.clone() };
-                let held = Held { holder, session: attach.session, gate: gate.clone(), draining };
+                let held = Held { holder, session: attach.session, whole, gate: gate.clone(), draining };
                 self.held.insert(id, held);
             }
         }

@@ -108,6 +108,18 @@ fn who_was_attached_to_the_owner_before_has_a_lease_to_come_back() {
 }
 
 #[test]
+fn only_what_began_here_is_known_whole() {
+    let mut sessions = sessions(&[]);
+    let resumed = |session| Attach { resumed: true, ..ask(1, session, Mode::Exclusive, 0) };
+    // The answer to the first attempt is lost: the second is answered the same.
+    assert!(!sessions.attach(&resumed(1), at(0)).unwrap().known);
+    assert!(!sessions.attach(&resumed(2), at(0)).unwrap().known);
+    let mut sessions = self::sessions(&[]);
+    sessions.attach(&fresh(1), at(0)).unwrap();
+    assert!(sessions.attach(&resumed(2), at(0)).unwrap().known);
+}
+
+#[test]
 fn nobody_replays_over_what_others_wrote() {
     // The owner knows of nobody; the first one comes late.
     let mut sessions = sessions(&[]);
