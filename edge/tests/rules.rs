@@ -267,7 +267,7 @@ fn a_process_that_takes_an_attachment_over_hears_of_a_lost_tail_by_a_flush() {
 
 /// The bugs, and the tests that find each.
 #[cfg(feature = "mutants")]
-const MUTANTS: [(&str, &str); 8] = [
+const MUTANTS: [(&str, &str); 9] = [
     ("no-replay-of-completed", "a_disk_is_a_disk_whatever_becomes_of_routers_and_links"),
     ("replay-out-of-order", "a_disk_is_a_disk_whatever_becomes_of_routers_and_links"),
     ("lower-session-accepted", "a_disk_is_a_disk_whatever_becomes_of_routers_and_links"),
@@ -275,6 +275,10 @@ const MUTANTS: [(&str, &str); 8] = [
     ("stale-epoch-reply-believed", "a_disk_is_a_disk_whatever_becomes_of_routers_and_links"),
     ("credits-ignored", "a_disk_is_a_disk_whatever_becomes_of_routers_and_links"),
     ("flush-lies-after-lost-tail", "who_shares_a_disk_hears_of_a_lost_tail_by_a_flush"),
+    (
+        "lost-attempt-counts-as-known",
+        "a_process_that_takes_an_attachment_over_hears_of_a_lost_tail_by_a_flush",
+    ),
     ("kept-until-any-flush", "a_disk_is_a_disk_whatever_becomes_of_routers_and_links"),
 ];
 

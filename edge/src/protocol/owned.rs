@@ -73,12 +73,14 @@ impl Owned {
         }
     }
 
-    /// Who is attached, or has the right to come back: to be written down for the next owner. Those whose lease ran
-    /// out are forgotten.
+    /// Who is attached, or may come back: to be written down for the next owner.
     pub fn holders(&self) -> Vec<Holder> {
-        let mut sessions = self.sessions.lock();
-        sessions.expire(self.clock.now());
-        sessions.holders()
+        self.sessions.lock().holders()
+    }
+
+    /// Whether no client is here, or was less than a lease ago: the volume may be closed.
+    pub fn is_idle(&self) -> bool {
+        self.sessions.lock().is_idle(self.clock.now())
     }
 }
 

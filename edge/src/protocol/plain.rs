@@ -125,7 +125,7 @@ impl Attachments for PlainExports {
     async fn tidy(&self) {
         self.open.lock().retain(|_, open| {
             // Who is about to attach holds it as well.
-            Arc::strong_count(open) > 1 || open.get().is_some_and(|owned| !owned.holders().is_empty())
+            Arc::strong_count(open) > 1 || open.get().is_some_and(|owned| !owned.is_idle())
         });
     }
 }

@@ -1,11 +1,11 @@
 //! Who is attached to a volume, and in which session (rule 3, R9). Time and requests to attach in, verdicts out.
 //!
-//! - An attachment is **held** while its client speaks, and for a lease after that. An exclusive one admits nobody
-//!   beside it.
+//! - An attachment is **held** while its client speaks, for a lease after that, and until somebody else comes. An
+//!   exclusive one admits nobody beside it.
 //! - A request to attach again, with a higher session number, shuts the gate of the session before. It is answered
 //!   when whatever went through that gate has ended; so nothing of a lower session follows the first replay.
-//! - Who was attached in this epoch and is not any more (its lease ran out, it detached) does not come back: others
-//!   may have written, and it would replay over that.
+//! - Who was attached exclusively in this epoch and is not any more (somebody else came after its lease, it detached)
+//!   does not come back: others may have written, and it would replay over that.
 //!
 //! Lives in the process that owns the volume, from its opening on. What another epoch should know is handed to
 //! [`Sessions::new`].
@@ -81,6 +81,7 @@ impl Sessions {
         if attach.since > self.epoch {
             return Err(Error::new(common::ErrorKind::NotOwner, "the client knows a newer owner").into());
         }
+        self.expire(now);
         if let Some(held) = self.held.get(&id) {
             if attach.session <= held.session {
                 return Err(Refusal::Stale(held.session));
@@ -113,7 +114,8 @@ impl Sessions {
             None => {
                 known = false;
                 // The first attempt of who resumes may have got here without the client hearing of it.
-                let whole = attach.since == Epoch(0) && !attach.resumed;
+                let whole = attach.since == Epoch(0)
+                    && (!attach.resumed || mutant::is_on("lost-attempt-counts-as-known"));
                 let holder = Holder { attachment: id, mode: attach.mode, client: attach.client.clone() };
                 let held = Held { holder, session: attach.session, whole, gate: gate.clone(), draining };
                 self.held.insert(id, held);
@@ -192,17 +194,23 @@ impl Sessions {
         }
     }
 
-    /// Forgets whose lease ran out.
-    pub fn expire(&mut self, now: Duration) {
+    /// Forgets those who share or read and whose lease ran out: they may come back as if they were new. An exclusive
+    /// one stays until somebody else comes: for its client a long silence is latency.
+    fn expire(&mut self, now: Duration) {
         let lease = self.lease;
-        let late: Vec<u128> =
-            self.held.iter().filter(|(_, h)| !h.gate.is_live(now, lease)).map(|(id, _)| *id).collect();
+        let late = |held: &Held| held.holder.mode != Mode::Exclusive && !held.gate.is_live(now, lease);
+        let late: Vec<u128> = self.held.iter().filter(|(_, h)| late(h)).map(|(id, _)| *id).collect();
         for id in late {
             self.end(id);
         }
     }
 
-    /// Who is attached, or has the right to come back.
+    /// Whether no client is here, or was less than a lease ago.
+    pub fn is_idle(&self, now: Duration) -> bool {
+        self.held.values().all(|held| !held.gate.is_live(now, self.lease))
+    }
+
+    /// Who is attached, or may come back.
     pub fn holders(&self) -> Vec<Holder> {
         self.held.values().map(|held| held.holder.clone()).collect()
     }

@@ -98,6 +98,20 @@ fn a_client_that_is_gone_keeps_its_attachment_for_a_lease() {
 }
 
 #[test]
+fn a_long_silence_is_no_loss_while_nobody_else_comes() {
+    let mut sessions = sessions(&[]);
+    sessions.attach(&fresh(1), at(0)).unwrap().gate.leave(at(0));
+    assert!(!sessions.is_idle(at(9)) && sessions.is_idle(at(60)));
+    assert!(sessions.attach(&ask(1, 2, Mode::Exclusive, 5), at(60)).unwrap().known);
+    let mut sessions = self::sessions(&[]);
+    for id in 1..100 {
+        let wait = at(LEASE.as_secs() * id as u64 * 2);
+        sessions.attach(&ask(id, 1, Mode::ReadOnly, 0), wait).unwrap().gate.leave(wait);
+    }
+    assert_eq!(sessions.holders().len(), 1, "readers that are gone take no memory");
+}
+
+#[test]
 fn who_was_attached_to_the_owner_before_has_a_lease_to_come_back() {
     let mut sessions = sessions(&[1]);
     assert_eq!(kind(sessions.attach(&fresh(2), at(5))), common::ErrorKind::Conflict);
