@@ -102,7 +102,9 @@ impl Sessions {
         let known;
         match self.held.get_mut(&id) {
             Some(held) => {
-                known = held.whole;
+                // A session before this one says nothing: it may be an attempt whose answer was lost.
+                let before = held.session > 0 && mutant::is_on("lost-attempt-counts-as-known");
+                known = held.whole || before;
                 held.session = attach.session;
                 let before = std::mem::replace(&mut held.gate, gate.clone());
                 if !mutant::is_on("lower-session-accepted") {
@@ -113,9 +115,7 @@ impl Sessions {
             }
             None => {
                 known = false;
-                // The first attempt of who resumes may have got here without the client hearing of it.
-                let whole = attach.since == Epoch(0)
-                    && (!attach.resumed || mutant::is_on("lost-attempt-counts-as-known"));
+                let whole = attach.since == Epoch(0) && !attach.resumed;
                 let holder = Holder { attachment: id, mode: attach.mode, client: attach.client.clone() };
                 let held = Held { holder, session: attach.session, whole, gate: gate.clone(), draining };
                 self.held.insert(id, held);
