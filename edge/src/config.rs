@@ -115,7 +115,7 @@ impl Settings {
             ));
         }
         let Some(address) = self.tcp() else { return Ok(()) };
-        let loopback = is_loopback(address)?;
+        let loopback = is_loopback("nbd", address)?;
         let guarded = self.tls == TlsMode::Require && self.tls_client_ca.is_some();
         if !loopback && !guarded && !insecure {
             return Err(Error::invalid(format!(
@@ -130,7 +130,7 @@ impl Settings {
 
 /// Whether `address` (`HOST:PORT`) can be reached from this machine only. A host name other than
 /// `localhost` counts as reachable: what it resolves to may change.
-fn is_loopback(address: &str) -> Result<bool> {
+pub(crate) fn is_loopback(section: &str, address: &str) -> Result<bool> {
     if let Ok(socket) = address.parse::<SocketAddr>() {
         return Ok(match socket.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
@@ -140,7 +140,7 @@ fn is_loopback(address: &str) -> Result<bool> {
     match address.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(host == "localhost"),
         _ => Err(Error::invalid(format!(
-            "nbd.listen is {address:?}: write HOST:PORT, for example 127.0.0.1:10809, or nothing for no TCP"
+            "{section}.listen is {address:?}: write HOST:PORT, for example 127.0.0.1:10809, or nothing for no TCP"
         ))),
     }
 }

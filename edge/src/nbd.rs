@@ -6,7 +6,6 @@
 //! | `input` | the buffer a connection reads into |
 //! | `meta` | metadata contexts: `base:allocation` |
 //! | `handshake` | from the greeting to an opened export |
-//! | `tls` | certificates, and the upgrade |
 //! | `transmission` | requests in, replies out: one task per connection |
 //! | `alone` | a thread for a client that sends one request at a time |
 //! | `socket` | a client's stream, the runtime's or one thread's |
@@ -35,7 +34,6 @@ mod reply;
 mod server;
 mod socket;
 mod stop;
-mod tls;
 mod transmission;
 
 pub use crate::config::{Settings, TlsMode};

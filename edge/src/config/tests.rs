@@ -8,7 +8,7 @@ fn message(settings: &Settings, insecure: bool) -> String {
 fn defaults_are_loopback_and_pass() {
     let settings = Settings::default();
     settings.check(false).unwrap();
-    assert!(is_loopback(&settings.listen).unwrap());
+    assert!(is_loopback("nbd", &settings.listen).unwrap());
 }
 
 #[test]

@@ -2,33 +2,29 @@
 
 use super::alone::Threads;
 use super::buffers::Buffers;
+use super::handshake::Outcome;
 use super::handshake::{self, Chosen, Failure, Handshake, Patience};
 use super::input::Input;
 use super::memory::Memory;
 use super::socket::{Line, Socket};
 use super::transmission::{End, Serving, transmit};
-use super::{handshake::Outcome, tls};
-use crate::config::Settings;
+use crate::config::{Settings, TlsMode};
+use crate::listen::{ACCEPT_PAUSE, Accepted, SocketFile, accept_tcp, accept_unix, bind_tcp, bind_unix};
 use crate::metrics::Metrics;
-use common::error::Context;
-use common::{Clock, Error, Exports, Result};
+use crate::tls;
+use common::{Clock, Exports, Result};
 use prometheus_client::registry::Registry;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
 /// Time for requests in flight when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
-/// Pause after `accept` failed, for want of file descriptors as a rule.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// An NBD server that is bound to its addresses.
 pub struct Server {
@@ -39,20 +35,6 @@ pub struct Server {
     exports: Arc<dyn Exports>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
-}
-
-/// The file of a unix socket; removed with the server.
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-enum Accepted {
-    Tcp(TcpStream, SocketAddr),
-    Unix(UnixStream),
 }
 
 /// Everything a connection needs.
@@ -76,13 +58,14 @@ impl Server {
     ) -> Result<Server> {
         // Who may listen where was decided by the caller of `Settings::check`.
         settings.check(true)?;
-        let acceptor = tls::acceptor(&settings)?;
+        let files = (&settings.tls_cert, &settings.tls_key, &settings.tls_client_ca);
+        let acceptor = tls::acceptor("nbd", settings.tls != TlsMode::Off, files)?;
         let tcp = match settings.tcp() {
-            Some(address) => Some(bind_tcp(address).await?),
+            Some(address) => Some(bind_tcp("nbd", address).await?),
             None => None,
         };
         let unix = match settings.unix_path() {
-            Some(path) => Some(bind_unix(path).await?),
+            Some(path) => Some(bind_unix("nbd", path).await?),
             None => None,
         };
         let metrics = Metrics::new(registry);
@@ -96,7 +79,7 @@ impl Server {
 
     /// The path of the unix socket that is listened on.
     pub fn unix_path(&self) -> Option<&Path> {
-        self.unix.as_ref().map(|(_, file)| file.0.as_path())
+        self.unix.as_ref().map(|(_, file)| file.path())
     }
 
     /// Serves until `shutdown` turns true (or its sender is dropped); then accepts nobody, lets
@@ -172,102 +155,6 @@ fn report(ended: std::result::Result<(), tokio::task::JoinError>) {
     {
         tracing::error!("NBD: a connection's task failed: {e}");
     }
-}
-
-async fn accept_tcp(listener: Option<&TcpListener>) -> std::io::Result<Accepted> {
-    match listener {
-        Some(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-        None => std::future::pending().await,
-    }
-}
-
-async fn accept_unix(listener: Option<&(UnixListener, SocketFile)>) -> std::io::Result<Accepted> {
-    match listener {
-        Some((listener, _)) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
-        None => std::future::pending().await,
-    }
-}
-
-async fn bind_tcp(address: &str) -> Result<TcpListener> {
-    let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address)
-        .await
-        .context(format!("nbd.listen: {address} is no address"))?
-        .collect();
-    let mut last = Error::invalid(format!("nbd.listen: {address} resolves to nothing"));
-    for socket_address in resolved {
-        match listen_tcp(socket_address) {
-            Ok(listener) => return Ok(listener),
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
-                return Err(Error::conflict(format!(
-                    "nbd.listen: {socket_address} is in use, perhaps by another storage router, nbd-server, \
-                     nbdkit or qemu-nbd (`ss -ltnp sport = :{}` shows which): stop that, or choose another \
-                     nbd.listen",
-                    socket_address.port()
-                )));
-            }
-            Err(e) => last = Error::io(format!("nbd.listen: listening on {socket_address}"), &e),
-        }
-    }
-    Err(last)
-}
-
-fn listen_tcp(address: SocketAddr) -> std::io::Result<TcpListener> {
-    use rustix::net::sockopt;
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    // Accepted connections inherit these: a client whose machine died must not keep its disk in
-    // use for ever.
-    socket.set_keepalive(true)?;
-    sockopt::set_tcp_keepidle(&socket, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(&socket, Duration::from_secs(10))?;
-    sockopt::set_tcp_keepcnt(&socket, 6)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Binds a unix socket that nobody but this user can ever connect to: the file gets its mode
-/// before anyone listens and its name after.
-async fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile)> {
-    let shown = path.display();
-    match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(format!("nbd.unix: looking at {shown}"), &e)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(Error::conflict(format!(
-                "nbd.unix: {shown} exists and is no socket: remove it, or choose another nbd.unix"
-            )));
-        }
-        Ok(_) => match UnixStream::connect(path).await {
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
-                tracing::debug!("nbd.unix: replacing {shown}, on which nobody listens");
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(format!("nbd.unix: looking who listens on {shown}"), &e)),
-            Ok(_) => {
-                return Err(Error::conflict(format!(
-                    "nbd.unix: {shown} is in use by another process (`ss -lxp` shows which): stop that, or \
-                     choose another nbd.unix"
-                )));
-            }
-        },
-    }
-    let mut early = path.as_os_str().to_owned();
-    early.push(".new");
-    let early = PathBuf::from(early);
-    let bound = (|| {
-        let _ = std::fs::remove_file(&early);
-        let socket = UnixSocket::new_stream()?;
-        socket.bind(&early)?;
-        std::fs::set_permissions(&early, std::fs::Permissions::from_mode(0o600))?;
-        let listener = socket.listen(BACKLOG)?;
-        std::fs::rename(&early, path)?;
-        Ok(listener)
-    })();
-    let listener = bound.map_err(|e: std::io::Error| {
-        let _ = std::fs::remove_file(&early);
-        Error::io(format!("nbd.unix: listening on {shown}"), &e)
-    })?;
-    Ok((listener, SocketFile(path.to_owned())))
 }
 
 /// Counts a connection while it lives.

@@ -14,7 +14,7 @@ fn chosen() -> Target {
         let own = [("settings", settings::check as Target)];
         let decoders = volumedriver::fuzzing::TARGETS.iter().chain(edge::nbd::fuzz::TARGETS);
         let all: Vec<(&str, Target)> =
-            decoders.chain(objectrouter::fuzzing::TARGETS).copied().chain(own).collect();
+            decoders.chain(edge_client::fuzz::TARGETS).chain(edge::protocol::fuzz::TARGETS).chain(objectrouter::fuzzing::TARGETS).copied().chain(own).collect();
         let name = std::env::var("SR_FUZZ_TARGET").unwrap_or_default();
         match all.iter().find(|(target, _)| *target == name) {
             Some((_, target)) => *target,
