@@ -12,7 +12,6 @@
 //! | [`wire`] | the protocol's codec: bounded, never panics |
 //! | [`service`] | the server's side: connections, flow, group commit |
 //! | [`client`] | the owner's side: [`client::Client`], [`client::Replica`] |
-//! | [`replication`] | all of that for one volume: what the volume driver uses |
 //! | [`transport`] | streams: TCP, unix sockets, TLS |
 //! | [`config`], [`metrics`], [`fuzzing`] | settings, what is counted, decoders as functions of bytes |
 //!
@@ -28,81 +27,17 @@
 //!    ([`client::Client::seal`]), tell it the answers, and do what the verdict says: read the pieces
 //!    ([`client::Client::read`]) through a [`takeover::Replay`]. Put the Manifest with the cut. Compare and swap for
 //!    [`Registration::taken_over`]: the logs that were drained are a tail from then on. Only then serve.
-//! 2. **Serving.** One [`replication::Replication`] per volume and epoch, one [`client::Client`] per other router. A write
-//!    goes to the journal, then to [`append`](replication::Replication::append), in the order of LSNs. What waits
-//!    for its acknowledgement waits for [`allowed`](replication::Replication::allowed) and asks
-//!    [`acknowledge`](replication::Replication::acknowledge) right before its reply: that, and not the watermark, is the
-//!    promise, since a peer may be about to be named that lacks it.
-//! 3. **A task** does what [`next`](replication::Replication::next) asks for: proposals to the registry, new peers.
-//! 4. **Cleaning up.** When a Manifest has committed more: [`committed`](replication::Replication::committed), then
-//!    [`Registration::committed`] into the registry, and when that is there [`client::Client::forget`] at the
-//!    holders of the tails that it dropped.
+//! 2. **Serving.** One [`owner::Owner`] per volume and epoch, held with the state that gives out LSNs, and one
+//!    [`client::Replica`] per log, from one [`client::Client`] per other router. A write gets its LSN
+//!    ([`owner::Owner::accepted`]), is queued for each replica in that order, and goes to the journal. It is acknowledged
+//!    when the journal has it and [`owner::Owner::acknowledge`] says so: that, and not a watermark, is the promise, since a
+//!    peer may be about to be named that lacks it.
+//! 3. **A task** does what [`owner::Owner::take_action`] asks for: proposals to the registry, new peers. No answer is
+//!    [`owner::Outcome::Unknown`], never a guess.
+//! 4. **Cleaning up.** When a Manifest has committed more: [`client::Replica::trim`], then [`Registration::committed`] into
+//!    the registry, and when that is there [`client::Client::forget`] at the holders of the tails that it dropped.
 //!
-//! ```no_run
-//! # use common::{Clock, Epoch, Lsn, Name, Result, VolumeId};
-//! # use dtl::client::{Chunk, Client, Source};
-//! # use dtl::owner::{Action, Outcome, Patience};
-//! # use dtl::replication::{Begin, Replication};
-//! # use dtl::{Config, Entry, PeerLog};
-//! # use std::{collections::HashMap, sync::Arc};
-//! struct Journal;
-//!
-//! #[async_trait::async_trait]
-//! impl Source for Journal {
-//!     /// What was appended and is not committed, read again for a peer that lags.
-//!     async fn read(&self, from: Lsn, max: usize) -> Result<Chunk> {
-//! #       let (committed, entries) = (Lsn(0), Vec::new());
-//!         Ok(Chunk { committed, entries })
-//!     }
-//! }
-//!
-//! # async fn compare_and_swap(epoch: Epoch, new: &Config) -> Outcome { Outcome::Unknown }
-//! # fn good_peers(want: usize, avoid: &[Name]) -> Vec<Name> { Vec::new() }
-//! /// The volume's task.
-//! async fn drive(replication: Arc<Replication>, clients: HashMap<Name, Client>) {
-//!     loop {
-//!         match replication.next().await {
-//!             Action::Propose { expect: (epoch, _), new } => {
-//!                 // No answer is `Outcome::Unknown`, never a guess.
-//!                 let outcome = compare_and_swap(epoch, &new).await;
-//!                 replication.outcome(&new, outcome);
-//!             }
-//!             Action::Recruit { want, avoid } => {
-//!                 for node in good_peers(want, &[avoid, replication.present()].concat()) {
-//!                     replication.join(node.clone(), &clients[&node]);
-//!                 }
-//!             }
-//!             Action::Release(log) => drop(log),
-//!             Action::Flush(..) => {} // Done already.
-//!             Action::Fenced => return, // The volume stops.
-//!         }
-//!     }
-//! }
-//!
-//! /// A client's write, when its journal write has returned; FUA and flushes do the same with `flush`.
-//! async fn acknowledge(replication: &Replication, entry: &Entry) -> Result<(), ()> {
-//!     replication.append(entry);
-//!     let mut allowed = replication.allowed();
-//!     loop {
-//!         if replication.acknowledge(entry.lsn) {
-//!             return Ok(()); // The reply says `allowed.borrow().in_sync`, too.
-//!         }
-//!         allowed.changed().await.map_err(|_| ())?;
-//!     }
-//! }
-//!
-//! # fn begin(config: Config, clock: Arc<dyn Clock>, metrics: &dtl::metrics::OwnerMetrics) {
-//! let begin = Begin {
-//!     volume: VolumeId(7),
-//!     epoch: Epoch(6),
-//!     config, // As `Registration::taken_over` left it.
-//!     accepted: Lsn(150),
-//!     committed: Lsn(100),
-//!     patience: Patience::default(),
-//! };
-//! let replication = Replication::new(begin, Arc::new(Journal), clock, metrics);
-//! # }
-//! ```
+//! The volume driver does so in `core/replication.rs`, `volume/replicas.rs` and `volume/takeover.rs`.
 
 pub mod client;
 pub mod config;
@@ -112,7 +47,6 @@ pub mod metrics;
 pub mod owner;
 pub mod placement;
 pub mod registration;
-pub mod replication;
 pub mod service;
 pub mod storage;
 pub mod takeover;
