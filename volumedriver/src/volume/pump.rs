@@ -358,6 +358,9 @@ impl Pump {
                 // What only it read may go now.
                 self.scrubs.snapshots_changed();
                 self.shared.scrubbing.forget();
+                if self.snapshots.iter().next().is_none() {
+                    self.shared.scrubbing.snapshots_hold(0);
+                }
             }
             let gone = || Error::not_found(format!("there is no snapshot {id:032x}"));
             answers.push((done, found.map(drop).ok_or_else(gone)));

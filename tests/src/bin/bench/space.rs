@@ -144,6 +144,8 @@ struct Look {
     written: u64,
     stored: u64,
     live: u64,
+    /// Seconds since a snapshot was deleted.
+    deleted: Option<f64>,
 }
 
 /// Overwrites a fully mapped vDisk at random, uniform and by zipf.
@@ -214,12 +216,32 @@ fn overwrite(options: &Options, folder: &Path, name: &str, zipf: bool, most: f64
     let counted = looks.iter().filter(|look| look.written as f64 > clients * WARM_UP && look.live > 0);
     let stored = Spread::of(counted.map(|look| look.stored as f64 / look.live as f64));
     println!("  stored per live byte, {} looks: {stored:.3} ({})", looks.len(), at_most(stored.high, STORED));
+    after_deletions(&looks);
     runtime.block_on(overwrites.verify(&client)).context("reading everything back")?;
     runtime.block_on(client.disconnect())?;
     drop(client);
     at_rest(&mut router, &store, options.snapshots)?;
     println!("  every cluster read back is the last one written to it");
     delete_all(&router, &store)
+}
+
+/// What a deleted snapshot had to itself is garbage at once: how much, and until when.
+fn after_deletions(looks: &[Look]) {
+    let over = |look: &&Look| look.stored as f64 > look.live as f64 * STORED;
+    let after = |look: &Look| look.deleted.map(|seconds| (seconds, look.stored as f64 / look.live as f64));
+    let counted: Vec<(f64, f64)> = looks.iter().filter_map(after).collect();
+    if counted.is_empty() {
+        return;
+    }
+    let beyond = looks.iter().filter(over).filter_map(|look| look.deleted).fold(0.0, f64::max);
+    let settled = counted.iter().filter(|(seconds, _)| *seconds > 30.0).map(|(_, ratio)| *ratio);
+    println!(
+        "  more than {STORED} was stored in {} of {} looks, until {beyond:.0} s after a snapshot was deleted at the \
+         latest; later than 30 s after that it was {:.3}",
+        looks.iter().filter(over).count(),
+        looks.len(),
+        Spread::of(settled)
+    );
 }
 
 /// Looks at the store once a second, and takes and deletes snapshots, until the writer is done.
@@ -232,7 +254,9 @@ fn watch_store(
     size: u64,
 ) -> Result<Vec<Look>> {
     let (mut looks, mut taken) = (Vec::new(), 0u64);
-    let mut since = Stopwatch::start();
+    let (mut since, mut deleted) = (Stopwatch::start(), None);
+    let shown = router.show("p/v")?;
+    let id = shown["id"].as_str().context("no id")?.parse()?;
     while !overwrites.over.load(Ordering::Acquire) {
         tests::time::pause(1000);
         if options.snapshots && since.past(options.snapshot_seconds) {
@@ -241,14 +265,20 @@ fn watch_store(
             router.cli(&["vdisk", "snapshot", "p/v", &format!("s{taken}")])?;
             if let Some(old) = taken.checked_sub(KEPT as u64).filter(|old| *old > 0) {
                 router.cli(&["vdisk", "snapshot-delete", "p/v", &format!("s{old}")])?;
+                deleted = Some(Stopwatch::start());
             }
         }
-        let live = match options.snapshots {
-            true => router.number("p/v", "live_bytes")? + router.number("p/v", "snapshot_bytes")?,
-            false => size,
-        };
         let stored = seen.look(store)?;
-        looks.push(Look { written: overwrites.written.load(Ordering::Relaxed), stored, live });
+        let live = match options.snapshots {
+            false => size,
+            // By a walk over the objects; one of them may go meanwhile, then this look does not count.
+            true => match census::live(store, id) {
+                Ok(found) => found.all,
+                Err(_) => continue,
+            },
+        };
+        let deleted = deleted.as_ref().map(Stopwatch::seconds);
+        looks.push(Look { written: overwrites.written.load(Ordering::Relaxed), stored, live, deleted });
     }
     Ok(looks)
 }

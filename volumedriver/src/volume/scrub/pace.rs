@@ -39,9 +39,9 @@ impl Shared {
         self.index.totals().0 + self.tlog_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of clusters that the head or a snapshot has.
+    /// Bytes of clusters that the head or a snapshot has for sure.
     pub(in crate::volume) fn live(&self) -> u64 {
-        self.index.totals().1 * u64::from(self.cluster) + self.scrubbing.status().snapshot_bytes
+        self.index.totals().1 * u64::from(self.cluster) + self.scrubbing.surely_of_snapshots()
     }
 
     /// Whether more is stored than this for each 100 live bytes, and there is more garbage than this.

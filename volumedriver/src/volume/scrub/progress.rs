@@ -28,6 +28,8 @@ pub(crate) struct Progress {
     deleted_scos: AtomicU64,
     relocated_bytes: AtomicU64,
     snapshot_bytes: AtomicU64,
+    /// See [`Progress::forget`].
+    recount: AtomicBool,
     /// See [`Progress::is_due`].
     due: AtomicBool,
     /// See [`Progress::worked_off`]: per mille, and one more.
@@ -51,10 +53,18 @@ impl Progress {
         live.saturating_mul(self.lowest.load(Ordering::Relaxed)) / 1000
     }
 
-    /// Bytes may have become garbage at once that no client overwrote.
+    /// Bytes may have become garbage at once that no client overwrote: what snapshots hold is to be counted anew.
     pub fn forget(&self) {
         self.lowest.store(0, Ordering::Relaxed);
-        self.snapshots_hold(0);
+        self.recount.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes of clusters that only snapshots read, for sure: none until they are counted again.
+    pub fn surely_of_snapshots(&self) -> u64 {
+        match self.recount.load(Ordering::Relaxed) {
+            true => 0,
+            false => self.snapshot_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// So much is to be copied.
@@ -68,6 +78,7 @@ impl Progress {
 
     pub fn snapshots_hold(&self, bytes: u64) {
         self.snapshot_bytes.store(bytes, Ordering::Relaxed);
+        self.recount.store(false, Ordering::Relaxed);
     }
 
     /// It has deleted so many SCOs, after it had copied so many bytes.
