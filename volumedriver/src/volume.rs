@@ -44,6 +44,7 @@ use crate::config::Settings;
 use crate::core::Core;
 use crate::credit::{Credits, Left};
 use crate::demand::Demand;
+use crate::format::manifest::HistoryEntry;
 use crate::format::snapshot::Description;
 use crate::index::Index;
 use crate::journal::{Journal, JournalLoc, Retired, Sink};
@@ -66,8 +67,8 @@ pub use scrub::{Effort, ScrubStatus, Scrubbed};
 use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
 pub use snapshots::{SnapshotChange, SnapshotInfo};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -205,6 +206,8 @@ pub(crate) struct Shared {
     pub tlog_bytes: AtomicU64,
     /// There may be something to seal.
     pub wake: Notify,
+    /// How far each earlier epoch goes, as the cut of this one has it.
+    pub history: OnceLock<Vec<HistoryEntry>>,
     /// Logs at peers; `None` where nobody is asked.
     pub replicas: Option<Replicas>,
     /// A claimed cluster was given free, or the volume stopped.
@@ -345,6 +348,37 @@ impl Volume {
                 .replication()
                 .map(|config| ReplicationStatus { config: config.clone(), in_sync: core.is_in_sync() }),
         }
+    }
+
+    /// As [`BlockDevice::write`]; the result is the last place of the write in the log.
+    pub async fn log_write(&self, offset: u64, data: Bytes, fua: bool) -> Result<Lsn> {
+        let lsn = self.shared.write(offset, data).await?;
+        if fua && !mutant::is_on("fua-ignored") {
+            self.shared.flush().await?;
+        }
+        Ok(lsn)
+    }
+
+    /// As [`BlockDevice::write_zeroes`]; the result is its last place in the log.
+    pub async fn log_zeroes(&self, offset: u64, len: u64, hole: bool, fua: bool) -> Result<Lsn> {
+        let lsn = self.shared.write_range(offset, len, hole).await?;
+        if fua {
+            self.shared.flush().await?;
+        }
+        Ok(lsn)
+    }
+
+    /// As [`BlockDevice::flush`]; the result is how far the log is durable, which is at least everything that was
+    /// answered before the call.
+    pub async fn log_flush(&self) -> Result<Lsn> {
+        self.shared.flush().await
+    }
+
+    /// How much is here of what clients were told until the epoch `since` ended, and in all epochs between that and this
+    /// one: everything up to this LSN. `None` is all of it: `since` is this epoch, or a later one.
+    pub fn recovered(&self, since: Epoch) -> Option<Lsn> {
+        let history = self.shared.history.get().map_or(&[][..], |history| history);
+        history.iter().filter(|ended| ended.epoch_hi >= since).map(|ended| ended.last_lsn).min()
     }
 
     /// Grows the volume, online; durable when it returns. Shrinking is `Unsupported`.
@@ -538,22 +572,19 @@ impl BlockDevice for Volume {
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<()> {
-        self.shared.write(offset, data).await?;
-        if fua && !mutant::is_on("fua-ignored") { self.shared.flush().await } else { Ok(()) }
+        self.log_write(offset, data, fua).await.map(drop)
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, hole: bool, fua: bool) -> Result<()> {
-        self.shared.write_range(offset, len, hole).await?;
-        if fua { self.shared.flush().await } else { Ok(()) }
+        self.log_zeroes(offset, len, hole, fua).await.map(drop)
     }
 
     async fn discard(&self, offset: u64, len: u64, fua: bool) -> Result<()> {
-        self.shared.write_range(offset, len, true).await?;
-        if fua { self.shared.flush().await } else { Ok(()) }
+        self.log_zeroes(offset, len, true, fua).await.map(drop)
     }
 
     async fn flush(&self) -> Result<()> {
-        self.shared.flush().await
+        self.log_flush().await.map(drop)
     }
 
     async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {

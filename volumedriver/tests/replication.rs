@@ -4,7 +4,7 @@
 mod routers;
 mod world;
 
-use common::{BlockDevice, Clock, ErrorKind};
+use common::{BlockDevice, Clock, ErrorKind, Lsn};
 use dtl::{Mode, OnFailure, Status};
 use routers::*;
 use std::time::Duration;
@@ -178,6 +178,37 @@ async fn an_owner_that_was_taken_from_acknowledges_nothing() {
     let refused = tokio::time::timeout(SECOND * 60, zombie.write(0, cluster(2), false)).await;
     assert_eq!(refused.expect("it stops by itself").unwrap_err().kind, ErrorKind::Fenced);
     assert_eq!(value(&v, 0).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_owner_says_how_much_of_each_epoch_it_has() {
+    let routers = Routers::new(11, Mode::Async, OnFailure::Degrade).await;
+    let v = routers.open(0).await.unwrap();
+    routers.in_sync(&v).await;
+    let first = v.status().epoch;
+    assert_eq!(v.log_write(0, cluster(1), false).await.unwrap(), Lsn(1));
+    assert_eq!(v.log_zeroes(CLUSTER, 2 * CLUSTER, false, false).await.unwrap(), Lsn(2));
+    assert_eq!(v.log_flush().await.unwrap(), Lsn(2));
+    // Of this one the peer hears nothing any more.
+    let peer = routers.peer();
+    routers.freeze(peer);
+    assert_eq!(v.log_write(0, cluster(2), false).await.unwrap(), Lsn(3));
+    routers.lose(0);
+    routers.thaw();
+    let other = (1..3).find(|n| *n != peer).unwrap();
+    let v = routers.open(other).await.unwrap();
+    let kept = v.recovered(first).unwrap();
+    assert!(kept == Lsn(2) || kept == Lsn(3), "what was flushed at least: {kept}");
+    assert_eq!(value(&v, 0).await, kept.0 as u8 - 1);
+    let second = v.status().epoch;
+    assert_eq!(v.recovered(second), None, "all of its own");
+    // Whoever missed an epoch has the smaller of both.
+    routers.in_sync(&v).await;
+    v.log_write(0, cluster(9), true).await.unwrap();
+    routers.lose(other);
+    let v = routers.open(peer).await.unwrap();
+    assert_eq!(v.recovered(first), Some(kept));
+    assert_eq!(v.recovered(second), Some(kept.next()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,8 +41,8 @@ use dtl::owner::Owner;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Tail SCOs that are read at a time.
@@ -178,6 +178,7 @@ pub(crate) async fn open(
         scrubbing: Default::default(),
         tlog_bytes: AtomicU64::new(0),
         wake: Notify::new(),
+        history: OnceLock::new(),
         replicas: opening.map(|opening| Replicas::new(opening.peers.clone())),
         claims_free: Notify::new(),
     });
@@ -285,6 +286,7 @@ async fn finish(
         cut.head = image.head.to_manifest();
     }
     record_cut(&mut cut, fenced.tail.epoch, last);
+    let history = cut.history.clone();
     let epoch = shared.epoch;
     let name = || (epoch, shared.object_number());
     let mut pages = image.tlogs.write_into(&mut cut, fenced.writer, name)?;
@@ -301,6 +303,8 @@ async fn finish(
         Err(e) if e.kind == ErrorKind::Conflict => return Err(image.chain.foreign(&key).await),
         outcome => outcome?,
     }
+    // Said once, before anybody can ask.
+    let _ = shared.history.set(history);
     // Only now is it known how far the epoch went that ended: the registry is told, and who has its end.
     let begun = match opening {
         Some(opening) => {

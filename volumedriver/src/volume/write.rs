@@ -9,7 +9,7 @@ use crate::core::{Append, Core, Retired};
 use crate::journal::Sink;
 use crate::log::{Crcs, Kind, cluster_crc, cluster_crcs};
 use bytes::Bytes;
-use common::{Error, ErrorKind, Result, mutant};
+use common::{Error, ErrorKind, Lsn, Result, mutant};
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -40,20 +40,27 @@ impl Future for StepBack {
 pub(super) struct Submitted<'a> {
     shared: &'a Arc<Shared>,
     waiting: Vec<Retired>,
+    /// The last place in the log that was given out.
+    last: Lsn,
 }
 
-impl Submitted<'_> {
-    pub(super) async fn retired(mut self) -> Result<()> {
+impl<'a> Submitted<'a> {
+    fn nothing(shared: &'a Arc<Shared>) -> Self {
+        Self { shared, waiting: Vec::new(), last: Lsn(0) }
+    }
+
+    /// Returns when all of it is accepted, with its last place in the log.
+    pub(super) async fn retired(mut self) -> Result<Lsn> {
         StepBack(false).await;
         if mutant::is_on("acknowledge-before-the-journal") {
-            return Ok(());
+            return Ok(self.last);
         }
         self.shared.commit();
         for retired in std::mem::take(&mut self.waiting) {
             // A dropped sender means that the volume went away with the entry.
             retired.await.map_err(|_| Error::unavailable("the volume is closed"))??;
         }
-        Ok(())
+        Ok(self.last)
     }
 }
 
@@ -96,11 +103,11 @@ impl Shared {
         }
     }
 
-    /// Writes `data` at `offset`; when it returns the kernel has it.
-    pub async fn write(self: &Arc<Self>, offset: u64, mut data: Bytes) -> Result<()> {
+    /// Writes `data` at `offset`; when it returns it is accepted. The result is its last place in the log.
+    pub async fn write(self: &Arc<Self>, offset: u64, mut data: Bytes) -> Result<Lsn> {
         self.check_write(offset, data.len() as u64)?;
         let cluster = u64::from(self.cluster);
-        let mut submitted = Submitted { shared: self, waiting: Vec::new() };
+        let mut submitted = Submitted::nothing(self);
         let mut at = offset;
         while !data.is_empty() {
             let (addr, skip) = (at / cluster, at % cluster);
@@ -127,12 +134,12 @@ impl Shared {
         limits.into_iter().fold(MAX_ENTRY, u64::min).max(u64::from(self.cluster))
     }
 
-    /// Makes a range read as zeroes: as a hole, or allocated.
-    pub async fn write_range(self: &Arc<Self>, offset: u64, len: u64, hole: bool) -> Result<()> {
+    /// Makes a range read as zeroes: as a hole, or allocated. The result is its last place in the log.
+    pub async fn write_range(self: &Arc<Self>, offset: u64, len: u64, hole: bool) -> Result<Lsn> {
         self.check_write(offset, len)?;
         let cluster = u64::from(self.cluster);
         let (end, mut at) = (offset + len, offset);
-        let mut submitted = Submitted { shared: self, waiting: Vec::new() };
+        let mut submitted = Submitted::nothing(self);
         while at < end {
             let (addr, skip) = (at / cluster, at % cluster);
             if skip != 0 || end - at < cluster {
@@ -156,7 +163,7 @@ impl Shared {
         core: &mut Core,
         append: Append,
     ) -> Result<Submitted<'a>> {
-        let mut submitted = Submitted { shared: self, waiting: Vec::new() };
+        let mut submitted = Submitted::nothing(self);
         self.submit(core, &mut submitted, append)?;
         Ok(submitted)
     }
@@ -215,12 +222,13 @@ impl Shared {
         if let Some(replicas) = &self.replicas {
             replicas.append(core, &entry, &*self.clock);
         }
-        let sink: Arc<dyn Sink> = self.clone();
+        let (sink, lsn): (Arc<dyn Sink>, Lsn) = (self.clone(), entry.lsn);
         if let Err(error) = self.journal.submit(&sink, entry) {
             // The LSN is given out and will never retire: the log of this epoch ends here.
             core.stop(error.clone());
             return Err(error);
         }
+        submitted.last = submitted.last.max(lsn);
         submitted.waiting.push(retired);
         Ok(())
     }
@@ -271,8 +279,8 @@ impl Shared {
         }
     }
 
-    /// Returns when everything acknowledged before the call survives a power cut.
-    pub async fn flush(&self) -> Result<()> {
+    /// Returns when everything acknowledged before the call survives a power cut; how far that is.
+    pub async fn flush(&self) -> Result<Lsn> {
         let (lsn, mark, peers) = {
             let mut core = self.core.lock();
             core.check()?;
@@ -299,7 +307,7 @@ impl Shared {
             self.core.lock().check()?;
             return Err(Error::unavailable("the volume is closed"));
         }
-        Ok(())
+        Ok(lsn)
     }
 
     /// Grows the volume: an entry of the log, durable before it is acknowledged.
@@ -313,14 +321,14 @@ impl Shared {
             ));
         }
         if size > old {
-            let mut submitted = Submitted { shared: self, waiting: Vec::new() };
+            let mut submitted = Submitted::nothing(self);
             self.append(&mut submitted, Kind::Resize, size, 0, Bytes::new(), Crcs::new()).await?;
             submitted.retired().await?;
         }
         if mutant::is_on("resize-not-durable") {
             return Ok(());
         }
-        self.flush().await
+        self.flush().await.map(drop)
     }
 }
 
