@@ -409,7 +409,7 @@ fn put_moved(b: &mut BytesMut, moved: &Moved) {
 }
 
 fn put_error(b: &mut BytesMut, error: &Error) {
-    b.put_u8(kind_number(error.kind));
+    b.put_u8(error.kind.number());
     let message = error.message();
     b.put_slice(&message.as_bytes()[..message.floor_char_boundary(MAX_MESSAGE)]);
 }
@@ -552,24 +552,6 @@ impl Reply {
         });
         payload
     }
-}
-
-const KINDS: [ErrorKind; 11] = [
-    ErrorKind::Unavailable,
-    ErrorKind::NotOwner,
-    ErrorKind::Fenced,
-    ErrorKind::NotFound,
-    ErrorKind::Conflict,
-    ErrorKind::Invalid,
-    ErrorKind::NoSpace,
-    ErrorKind::Corrupt,
-    ErrorKind::Unsupported,
-    ErrorKind::Denied,
-    ErrorKind::Internal,
-];
-
-fn kind_number(kind: ErrorKind) -> u8 {
-    KINDS.iter().position(|k| *k == kind).unwrap_or(10) as u8
 }
 
 #[cfg(test)]

@@ -12,9 +12,15 @@ fn chosen() -> Target {
     static CHOSEN: OnceLock<Target> = OnceLock::new();
     *CHOSEN.get_or_init(|| {
         let own = [("settings", settings::check as Target)];
-        let decoders = volumedriver::fuzzing::TARGETS.iter().chain(edge::nbd::fuzz::TARGETS);
-        let all: Vec<(&str, Target)> =
-            decoders.chain(edge_client::fuzz::TARGETS).chain(edge::protocol::fuzz::TARGETS).chain(objectrouter::fuzzing::TARGETS).copied().chain(own).collect();
+        let decoders = [
+            volumedriver::fuzzing::TARGETS,
+            dtl::fuzzing::TARGETS,
+            edge::nbd::fuzz::TARGETS,
+            edge_client::fuzz::TARGETS,
+            edge::protocol::fuzz::TARGETS,
+            objectrouter::fuzzing::TARGETS,
+        ];
+        let all: Vec<(&str, Target)> = decoders.concat().into_iter().chain(own).collect();
         let name = std::env::var("SR_FUZZ_TARGET").unwrap_or_default();
         match all.iter().find(|(target, _)| *target == name) {
             Some((_, target)) => *target,

@@ -132,7 +132,7 @@ impl Reader {
     }
 
     fn error(&mut self) -> Parsed<Error> {
-        let kind = *KINDS.get(usize::from(self.u8()?)).ok_or("a kind of error is not known")?;
+        let kind = ErrorKind::from_number(self.u8()?).ok_or("a kind of error is not known")?;
         if self.0.len() > MAX_MESSAGE {
             return Err("a message is too long");
         }
