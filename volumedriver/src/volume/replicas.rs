@@ -272,6 +272,7 @@ enum Done {
 async fn run(shared: Weak<Shared>) {
     let mut jobs: FuturesUnordered<BoxFuture<'static, Done>> = FuturesUnordered::new();
     let (mut recruiting, mut dropping) = (false, false);
+    let mut drop_tails_at = Duration::ZERO;
     loop {
         let Some(volume) = shared.upgrade() else { return };
         let Some(replicas) = &volume.replicas else { return };
@@ -319,38 +320,37 @@ async fn run(shared: Weak<Shared>) {
             }
         }
         let committed = volume.core.lock().frontiers().committed;
-        if !dropping && replicas.tails.lock().iter().any(|tail| tail.last <= committed) {
+        if !dropping
+            && now >= drop_tails_at
+            && replicas.tails.lock().iter().any(|tail| tail.last <= committed)
+        {
             dropping = true;
             jobs.push(Box::pin(drop_tails(volume.clone(), committed)));
         }
-        let (clock, wake) = (volume.clock.clone(), volume.clone());
-        drop(volume);
-        // A job that keeps the volume alive ends with its request.
-        let done = {
-            let Some(replicas) = &wake.replicas else { return };
-            tokio::select! {
-                Some(done) = jobs.next() => Some(done),
-                () = replicas.wake.notified() => None,
-                () = clock.sleep(TICK) => None,
-            }
+        let done = tokio::select! {
+            Some(done) = jobs.next() => Some(done),
+            () = replicas.wake.notified() => None,
+            () = volume.clock.sleep(TICK) => None,
         };
         match done {
             None => {}
             Some(Done::Proposed(config, outcome)) => {
-                let mut core = wake.core.lock();
-                core.proposed(&config, outcome, clock.now());
-                wake.advance(core);
+                let mut core = volume.core.lock();
+                core.proposed(&config, outcome, volume.clock.now());
+                volume.advance(core);
             }
             Some(Done::Recruited(found)) => {
                 recruiting = false;
                 for (node, client) in found {
-                    join(&wake, node, &client);
+                    join(&volume, node, &client);
                 }
             }
             Some(Done::Tails(left)) => {
                 dropping = false;
-                if let (Some(replicas), Ok(left)) = (&wake.replicas, left) {
-                    *replicas.tails.lock() = left;
+                match left {
+                    Ok(left) => *replicas.tails.lock() = left,
+                    // A registry that refuses at once is not asked again at once.
+                    Err(_) => drop_tails_at = volume.clock.now() + TICK,
                 }
             }
         }
