@@ -23,12 +23,13 @@ use crate::machine::{Answer, Assert, Command, LeaseId, Op, Page, Range};
 use crate::node::request::{Request, Response};
 use crate::node::{Change, Handle, Status};
 use async_trait::async_trait;
-use common::kv::{Kv, KvAssert, KvOp, KvPair};
-use common::{Clock, Error, Result};
+use common::kv::{Kv, KvAssert, KvChange, KvChanges, KvOp, KvPair, Registry};
+use common::{Clock, Error, ErrorKind, Result};
 use route::Route;
 use session::Session;
 use std::sync::Arc;
 use std::time::Duration;
+use watch::Watched;
 
 /// How a client finds its group, and how long it tries.
 #[derive(Clone)]
@@ -217,11 +218,48 @@ impl Kv for Client {
         let asserts = asserts.into_iter().map(|assert| match assert {
             KvAssert::Absent(key) => Assert::Absent(key),
             KvAssert::Revision(key, revision) => Assert::Revision(key, revision),
+            KvAssert::LeaseLive(lease) => Assert::LeaseLive(LeaseId(lease)),
+            KvAssert::LeaseEnded(lease) => Assert::LeaseExpired(LeaseId(lease)),
         });
         let ops = ops.into_iter().map(|op| match op {
             KvOp::Put(key, value) => Op::Put { key, value, lease: None },
+            KvOp::PutWithLease(key, value, lease) => Op::Put { key, value, lease: Some(LeaseId(lease)) },
             KvOp::Delete(key) => Op::Delete { key },
         });
         self.transact(asserts.collect(), ops.collect()).await
+    }
+}
+
+#[async_trait]
+impl Registry for Client {
+    async fn snapshot(&self, prefix: &str) -> Result<(Vec<KvPair>, u64)> {
+        let page = self.range(Range::prefix(prefix)).await?;
+        Ok((page.pairs, page.revision))
+    }
+
+    async fn changes(&self, prefix: &str, from: u64) -> Result<KvChanges> {
+        let mut watch = self.watch(prefix, from);
+        Ok(match watch.next().await? {
+            Watched::Events(events) => {
+                let change = |event: crate::machine::Event| KvChange {
+                    key: event.key,
+                    value: event.value,
+                    revision: event.revision,
+                };
+                KvChanges::Changed(events.into_iter().map(change).collect(), watch.position())
+            }
+            Watched::Compacted { .. } => KvChanges::Forgotten,
+        })
+    }
+
+    async fn hold(&self, ttl: Duration) -> Result<Arc<dyn common::kv::Lease>> {
+        Ok(Arc::new(Client::hold(self, ttl).await?))
+    }
+
+    async fn end_lease(&self, lease: u64) -> Result<()> {
+        match self.revoke(LeaseId(lease)).await {
+            Err(e) if e.kind == ErrorKind::NotFound => Ok(()),
+            done => done.map(drop),
+        }
     }
 }

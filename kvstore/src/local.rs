@@ -225,6 +225,11 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
+/// A registry of one node has nobody who could outlive another.
+fn no_leases() -> Error {
+    Error::new(ErrorKind::Unsupported, "a registry of one node has no leases")
+}
+
 fn check_txn(asserts: &[KvAssert], ops: &[KvOp]) -> Result<()> {
     let count = asserts.len() + ops.len();
     if count > MAX_TXN_OPS {
@@ -233,11 +238,11 @@ fn check_txn(asserts: &[KvAssert], ops: &[KvOp]) -> Result<()> {
         )));
     }
     for assert in asserts {
-        let (KvAssert::Absent(key) | KvAssert::Revision(key, _)) = assert;
+        let (KvAssert::Absent(key) | KvAssert::Revision(key, _)) = assert else { return Err(no_leases()) };
         check_key(key)?;
     }
     for op in ops {
-        let (KvOp::Put(key, _) | KvOp::Delete(key)) = op;
+        let (KvOp::Put(key, _) | KvOp::Delete(key)) = op else { return Err(no_leases()) };
         check_key(key)?;
         if let KvOp::Put(_, value) = op
             && value.len() > MAX_VALUE_BYTES

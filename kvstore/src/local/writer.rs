@@ -74,7 +74,9 @@ impl Writer {
 
     fn check(&self, asserts: &[KvAssert], pending: &Pending) -> Result<()> {
         for assert in asserts {
-            let (KvAssert::Absent(key) | KvAssert::Revision(key, _)) = assert;
+            let (KvAssert::Absent(key) | KvAssert::Revision(key, _)) = assert else {
+                return Err(super::no_leases());
+            };
             let have = match pending.get(key) {
                 Some(revision) => *revision,
                 None => self.store.get(key)?.map(|pair| pair.revision),
@@ -112,6 +114,8 @@ impl Writer {
                     batch.delete(data_key(&key));
                     pending.insert(key, None);
                 }
+                // Refused where the transaction came in.
+                KvOp::PutWithLease(..) => {}
             }
         }
     }

@@ -4,6 +4,7 @@
 use super::figures::{Spread, all_cpu, at_most, cpus, metric};
 use super::{Options, fill, start_on};
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::path::Path;
 use tests::router::Router;
 use tests::time::Stopwatch;
@@ -21,20 +22,38 @@ const RAMP: u64 = 10;
 /// Objects put, as the router counts all of them.
 const PUT: &str = super::figures::PUT;
 
-/// One run: p99 of reads and of writes in microseconds, the share of the machine that was busy, MiB put.
+/// How many requests took how many nanoseconds, as fio's bins say.
+type Times = BTreeMap<u64, u64>;
+
+/// One run: reads, writes, the share of the machine that was busy, MiB put.
 struct Run {
-    reads: f64,
-    writes: f64,
+    reads: Times,
+    writes: Times,
     busy: f64,
     put: f64,
+}
+
+/// The microseconds that 99 % of them took at most.
+fn p99<'a>(times: impl IntoIterator<Item = &'a Times>) -> f64 {
+    let mut all = Times::new();
+    for (time, number) in times.into_iter().flatten() {
+        *all.entry(*time).or_default() += number;
+    }
+    let mut slower = all.values().sum::<u64>() / 100;
+    let at = all.iter().rev().find(|(_, number)| {
+        let reached = **number > slower;
+        slower = slower.saturating_sub(**number);
+        reached
+    });
+    at.map_or(f64::NAN, |(time, _)| *time as f64 / 1e3)
 }
 
 fn run(options: &Options, router: &Router, size: u64) -> Result<Run> {
     let seconds = options.seconds.max(20);
     let mut fio = command("fio");
     fio.args(["--name=s", "--ioengine=nbd", "--thread", "--time_based", "--norandommap", "--randrepeat=0"]);
-    fio.args(["--rw=randrw", "--rwmixread=50", "--bs=4k", "--iodepth=8", "--output-format=json"]);
-    fio.args(["--percentile_list=50:99:99.9"]).arg(format!("--rate_iops={0},{0}", RATE / 2));
+    fio.args(["--rw=randrw", "--rwmixread=50", "--bs=4k", "--iodepth=8", "--output-format=json+"]);
+    fio.arg(format!("--rate_iops={0},{0}", RATE / 2));
     fio.arg(format!("--runtime={seconds}")).arg(format!("--ramp_time={RAMP}")).arg(format!("--size={size}M"));
     fio.arg(format!("--uri={}", router.unix_uri("p/v")));
     let (watch, cpu, put) = (Stopwatch::start(), all_cpu()?, metric(router, PUT)?);
@@ -43,12 +62,12 @@ fn run(options: &Options, router: &Router, size: u64) -> Result<Run> {
     let json: serde_json::Value = serde_json::from_str(&said[said.find('{').context("no JSON from fio")?..])?;
     let job = &json["jobs"][0];
     ensure!(job["error"] == 0, "fio ended with error {}", job["error"]);
-    let p99 = |side: &str| -> Result<f64> {
-        let p99 = job[side]["clat_ns"]["percentile"]["99.000000"].as_f64();
-        Ok(p99.with_context(|| format!("no p99 of {side}"))? / 1e3)
+    let times = |side: &str| -> Result<Times> {
+        let bins = job[side]["clat_ns"]["bins"].as_object().with_context(|| format!("no bins of {side}"))?;
+        bins.iter().map(|(time, number)| Ok((time.parse()?, number.as_u64().context("a bin")?))).collect()
     };
     let put = (metric(router, PUT)? - put) / 1_048_576.0;
-    Ok(Run { reads: p99("read")?, writes: p99("write")?, busy, put })
+    Ok(Run { reads: times("read")?, writes: times("write")?, busy, put })
 }
 
 /// Two routers with the same data, one that scrubs and one that does not, are asked in turn.
@@ -69,15 +88,16 @@ pub fn latency(options: &Options, folder: &Path) -> Result<()> {
         routers.push(router);
     }
     let mut runs: [Vec<Run>; 2] = Default::default();
-    for _ in 0..options.runs {
-        for (number, runs) in runs.iter_mut().enumerate() {
+    for round in 0..options.runs {
+        // Neither is always the one that comes after the other.
+        for number in [round % 2, 1 - round % 2] {
             let (router, other) = (&routers[number], &routers[1 - number]);
             // Without clients it scrubs as fast as it can, and shares the disk.
             other.freeze()?;
             overwrite(router, size / 4)?;
             // Uploads of what was written at full speed are not what is measured.
             router.drain("p/v")?;
-            runs.push(run(options, router, size)?);
+            runs[number].push(run(options, router, size)?);
             other.thaw()?;
         }
     }
@@ -87,16 +107,18 @@ pub fn latency(options: &Options, folder: &Path) -> Result<()> {
     for (name, runs) in ["off", "on"].iter().zip(&runs) {
         println!(
             "  scrub {name}: reads p99 {:.0} us, writes p99 {:.0} us, machine busy {:.0} %, {:.0} MiB put",
-            Spread::of(runs.iter().map(|run| run.reads)),
-            Spread::of(runs.iter().map(|run| run.writes)),
+            Spread::of(runs.iter().map(|run| p99([&run.reads]))),
+            Spread::of(runs.iter().map(|run| p99([&run.writes]))),
             Spread::of(runs.iter().map(|run| run.busy * 100.0)),
             Spread::of(runs.iter().map(|run| run.put))
         );
     }
     let [off, on] = &runs;
-    for (what, pick) in [("reads", (|run| run.reads) as fn(&Run) -> f64), ("writes", |run| run.writes)] {
-        let ratios = Spread::of(off.iter().zip(on).map(|(off, on)| pick(on) / pick(off)));
-        println!("  {what}: p99 with scrub on is {ratios:.2} x ({})", at_most(ratios.median, SLOWER));
+    for (what, pick) in [("reads", (|run| &run.reads) as fn(&Run) -> &Times), ("writes", |run| &run.writes)] {
+        let ratios = Spread::of(off.iter().zip(on).map(|(off, on)| p99([pick(on)]) / p99([pick(off)])));
+        let all = p99(on.iter().map(pick)) / p99(off.iter().map(pick));
+        let held = at_most(ratios.median, SLOWER);
+        println!("  {what}: p99 with scrub on is {ratios:.2} x ({held}), of all runs together {all:.2} x");
     }
     let busy = Spread::of(off.iter().chain(on).map(|run| run.busy));
     if busy.high > BUSY {
