@@ -1,5 +1,6 @@
 //! Settings of the object router, with their defaults.
 
+pub use crate::cluster::DefaultDtl;
 use serde::{Deserialize, Serialize};
 
 /// `[objectrouter]` of the configuration file.
@@ -15,11 +16,24 @@ pub struct Settings {
     /// Seconds after which the last traces of a deleted vDisk are removed from the object store;
     /// longer than any router that lost a vDisk may go on writing to it.
     pub purge_after_seconds: u64,
+    /// How the unsent tail of a new vDisk is replicated to other routers (DTL): `auto` (`sync` when there are any, else
+    /// `none`), `none`, `async` or `sync`.
+    pub dtl: DefaultDtl,
+    /// Whether a client of the edge protocol that wants a vDisk of another router is sent there; else this router passes
+    /// its requests on.
+    pub redirect: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { parallel_opens: 16, retry_seconds: 30, detach_drain_seconds: 600, purge_after_seconds: 3700 }
+        Self {
+            parallel_opens: 16,
+            retry_seconds: 30,
+            detach_drain_seconds: 600,
+            purge_after_seconds: 3700,
+            dtl: DefaultDtl::Auto,
+            redirect: true,
+        }
     }
 }
 

@@ -1,14 +1,15 @@
 //! Who owns a vDisk, and how to get to it.
 //!
-//! Today one storage router owns everything; the registry already has the shape for many: each
-//! record names its owner and the newest epoch, and every change of it is one transaction that
-//! asserts what it was based on.
+//! Each volume has one owner, in one epoch: the storage router that claimed it in the registry in the name of its seat
+//! there, a lease. A router that loses its seat answers no client any more, and nobody claims a volume before the lease
+//! of whoever may have it has ended. Every change in the registry is one transaction that asserts what it was based on.
 //!
 //! | room | what |
 //! |---|---|
 //! | [`config`] | settings |
 //! | [`router`] | [`Router`]: vPools and vDisks from creation to deletion, and [`common::Exports`] |
 //! | `registry` | the records and their transactions |
+//! | [`cluster`] | this router among the others: its seat, who is there, who is to have what |
 //! | `vpool`, `vdisk` | one of each in memory |
 //! | `handle` | a client's handle: counted, revocable, limited |
 //! | `qos` | limits of requests and bytes per second |
@@ -22,6 +23,7 @@
 //! Does not own: the log of a volume (volumedriver), the kinds of object stores (they come in
 //! through [`OpenStore`]), protocols (edge, framework), the registry's storage ([`common::Kv`]).
 
+pub mod cluster;
 pub mod config;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -37,12 +39,14 @@ mod tasks;
 mod vdisk;
 mod vpool;
 
+pub use cluster::{DialDtl, Membership};
 pub use config::Settings;
 pub use qos::{Qos, Waited};
-pub use registry::{DtlMode, ParentRecord, SnapshotId};
+pub use registry::{Addresses, NodeRecord, ParentRecord, SnapshotId, VolumeRecord, WriteBuffer};
 pub use router::{
     Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, Export, HealthItem, HealthLevel, Imported,
-    OpenStore, OpenedStore, Router, RouterExports, SnapshotShown, Stores, TakeSnapshot, check_cache_quota,
+    OpenStore, OpenedStore, Router, RouterAttachments, RouterExports, RouterInfo, SnapshotShown, Stores,
+    TakeSnapshot, check_cache_quota,
 };
 pub use vdisk::{VdiskInfo, VdiskState};
 pub use volumedriver::{Effort, Scrubbed};

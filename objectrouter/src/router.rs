@@ -3,6 +3,10 @@
 //! | room | what |
 //! |---|---|
 //! | `open` | the keeper of each vPool: opens its store and volumes, resumes what a crash cut short |
+//! | `claims` | the right to open volumes, taken and given back in the registry |
+//! | `follow` | what others change in the registry, who comes and goes, and a seat that is lost |
+//! | `moves` | volumes that go to another router: planned, at a stop, and by force |
+//! | `attach` | clients of the edge protocol, and volumes that are served elsewhere |
 //! | `vpools` | create, adopt, delete, detach |
 //! | `vdisks` | create, resize, drain, scrub, delete |
 //! | `qos` | limits of vDisks |
@@ -11,9 +15,13 @@
 //! | `exports` | clients come in by name |
 //! | `health` | what is not well, and whether everything that can open has opened |
 
+mod attach;
 mod backup;
+mod claims;
 mod exports;
+mod follow;
 mod health;
+mod moves;
 mod open;
 mod qos;
 mod snapshots;
@@ -22,27 +30,31 @@ mod tests;
 mod vdisks;
 mod vpools;
 
+pub use attach::RouterAttachments;
 pub use backup::{Export, Imported};
 pub use exports::RouterExports;
 pub use health::{HealthItem, HealthLevel};
+pub use moves::RouterInfo;
 pub use qos::check_cache_quota;
 pub use snapshots::{DescribeSnapshot, SnapshotShown, TakeSnapshot};
 pub use vdisks::CreateVdisk;
 pub use vpools::{Adopted, CreateVpool};
 
+use crate::cluster::succession::successor;
+use crate::cluster::{Cluster, Membership};
 use crate::config::Settings;
 use crate::metrics::RouterMetrics;
-use crate::registry::Records;
+use crate::registry::{NodeRecord, Records, Registered, upgrade};
 use crate::tasks::Tasks;
 use crate::vdisk::{Vdisk, VdiskInfo};
 use crate::vpool::{PoolPhase, Vpool, VpoolInfo};
-use common::{Clock, Error, Kv, Name, ObjectStore, Result, VolumeId};
+use common::kv::Registry;
+use common::{Clock, Error, ErrorKind, Name, ObjectStore, Result, VolumeId};
 use futures::future::BoxFuture;
-use parking_lot::RwLock;
-use prometheus_client::registry::Registry;
-use std::collections::BTreeMap;
+use parking_lot::{Mutex, RwLock};
+use prometheus_client::registry::Registry as Metrics;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::Semaphore;
 use volumedriver::Driver;
 
@@ -75,15 +87,28 @@ struct Catalog {
     vdisks: BTreeMap<(Name, Name), Arc<Vdisk>>,
 }
 
-/// All vPools and vDisks of this node.
+/// See [`Router::making`].
+struct Making<'a> {
+    router: &'a Router,
+    key: String,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.router.making.lock().remove(&self.key);
+    }
+}
+
+/// All vPools and vDisks of a cluster, as this storage router sees them, and those that it owns.
 pub struct Router {
-    records: Records,
+    cluster: Arc<Cluster>,
     driver: Arc<Driver>,
     stores: Stores,
     clock: Arc<dyn Clock>,
     settings: Settings,
-    node: String,
     catalog: RwLock<Catalog>,
+    /// Keys of what this router is making: it puts them into the catalog itself.
+    making: Mutex<BTreeSet<String>>,
     tasks: Arc<Tasks>,
     /// Opens in the background.
     opens: Arc<Semaphore>,
@@ -92,54 +117,89 @@ pub struct Router {
 }
 
 impl Router {
-    /// Reads the registry and begins to open what it names; returns before anything is open.
+    /// Takes a seat in the registry, reads it and begins to open what is this router's; returns before anything is open.
+    ///
+    /// # Errors
+    /// `Conflict` when another router has this one's name; those of reading the registry.
     pub async fn start(
-        kv: Arc<dyn Kv>,
+        kv: Arc<dyn Registry>,
+        membership: Membership,
         driver: Arc<Driver>,
         stores: Stores,
         clock: Arc<dyn Clock>,
         settings: Settings,
-        registry: &mut Registry,
+        metrics: &mut Metrics,
     ) -> Result<Arc<Router>> {
         settings.check().map_err(Error::invalid)?;
-        let records = Records::new(kv);
-        let node = records.node(&*clock).await?;
-        let contents = records.load().await?;
+        upgrade(&*kv, &membership.name, &membership.write_buffer).await?;
+        let cluster = Arc::new(Cluster::new(kv, membership));
+        cluster.take_seat().await?;
+        // What is read below is newer: it is told again, and does not count twice.
+        let revision = cluster.meet().await?;
+        let contents = cluster.records().load().await?;
         let mut catalog = Catalog::default();
         for (name, stored) in contents.vpools {
             let pool = Vpool::new(name.clone(), stored, PoolPhase::Opening(None));
             catalog.vpools.insert(name, Arc::new(pool));
         }
-        for (pool, name, stored) in contents.vdisks {
+        for Registered { vpool: pool, vdisk: name, record, volume } in contents.vdisks {
             if let Some(vpool) = catalog.vpools.get(&pool) {
-                let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, clock.clone());
+                let vdisk = Vdisk::new(vpool.clone(), name.clone(), (record, volume), clock.clone());
                 catalog.vdisks.insert((pool, name), vdisk);
             }
         }
         let router = Arc::new(Router {
-            records,
+            cluster,
             driver,
             stores,
             clock,
             opens: Arc::new(Semaphore::new(settings.parallel_opens)),
             settings,
-            node,
             catalog: RwLock::new(catalog),
+            making: Mutex::default(),
             tasks: Tasks::new(),
             admin: tokio::sync::Mutex::new(()),
         });
-        registry.register_collector(Box::new(RouterMetrics(Arc::downgrade(&router))));
+        metrics.register_collector(Box::new(RouterMetrics(Arc::downgrade(&router))));
         for pool in router.pools() {
             router.clone().keep(pool)?;
         }
         let purger = router.clone();
         router.tasks.spawn("purge deleted vDisks", async move { purger.purge().await })?;
+        let follower = router.clone();
+        router.tasks.spawn("follow the registry", async move { follower.follow(revision + 1).await })?;
+        let sitter = router.clone();
+        router.tasks.spawn("keep a seat in the registry", async move { sitter.keep_seat().await })?;
         Ok(router)
     }
 
-    /// Identity of this node.
-    pub fn node(&self) -> &str {
-        &self.node
+    /// Name of this storage router.
+    pub fn node(&self) -> &Name {
+        self.cluster.me()
+    }
+
+    /// The storage routers that are there, this one among them.
+    pub fn nodes(&self) -> BTreeMap<Name, NodeRecord> {
+        self.cluster.nodes()
+    }
+
+    fn records(&self) -> &Records<dyn Registry> {
+        self.cluster.records()
+    }
+
+    /// The router that should have a vDisk's volume; `None` where nobody may.
+    fn successor(&self, vdisk: &Vdisk) -> Option<Name> {
+        successor(vdisk.id, &vdisk.owned().record, &self.cluster.nodes())
+    }
+
+    /// Whether this router should have it.
+    fn is_mine(&self, vdisk: &Vdisk) -> bool {
+        self.successor(vdisk).as_ref() == Some(self.cluster.me())
+    }
+
+    /// What is told about a vDisk.
+    fn info(&self, vdisk: &Vdisk) -> VdiskInfo {
+        vdisk.info(self.cluster.me(), self.successor(vdisk).as_ref())
     }
 
     /// Names of the background tasks that run.
@@ -160,23 +220,25 @@ impl Router {
 
     /// All vDisks, in order of vPool and name.
     pub fn vdisks(&self) -> Vec<VdiskInfo> {
-        self.all_vdisks().iter().map(|vdisk| vdisk.info()).collect()
+        self.all_vdisks().iter().map(|vdisk| self.info(vdisk)).collect()
     }
 
     /// The vDisk with this name or id.
     pub fn vdisk(&self, vpool: &str, name_or_id: &str) -> Result<VdiskInfo> {
-        Ok(self.find_vdisk(vpool, name_or_id)?.info())
+        Ok(self.info(&*self.find_vdisk(vpool, name_or_id)?))
     }
 
-    /// Ends the background work and then the volume driver: what clients were told is durable
-    /// stays so, and what can be uploaded before `deadline` has passed is uploaded.
-    pub async fn shutdown(&self, deadline: Duration) {
-        let begin = self.clock.now();
-        for name in self.tasks.stop(&*self.clock, deadline / 2).await {
-            tracing::warn!(task = name, "cut short at shutdown; the next start resumes it");
-        }
-        let left = deadline.saturating_sub(self.clock.now().saturating_sub(begin));
-        self.driver.shutdown(left).await;
+    /// Where a vDisk is that another router owns, as an error.
+    fn elsewhere(&self, vdisk: &Vdisk) -> Error {
+        let owner =
+            self.successor(vdisk).map_or("nobody".to_owned(), |name| format!("storage router '{name}'"));
+        Error::new(ErrorKind::NotOwner, format!("vDisk '{vdisk}' is owned by {owner}, not by this one"))
+    }
+
+    /// Of what this router is about to make: until the result is dropped, it puts it into the catalog itself.
+    fn making(&self, key: String) -> Making<'_> {
+        self.making.lock().insert(key.clone());
+        Making { router: self, key }
     }
 
     fn pools(&self) -> Vec<Arc<Vpool>> {

@@ -2,9 +2,12 @@
 
 use crate::handle::{Handle, Revoked};
 use crate::qos::{Limiter, Qos, Waited};
-use crate::registry::{DtlMode, ParentRecord, Stored, VdiskLife, VdiskRecord};
+use crate::registry::{ParentRecord, Stored, VdiskLife, VdiskRecord, VolumeRecord};
 use crate::vpool::Vpool;
+use common::kv::Lease;
 use common::{BlockDevice, Clock, Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use dtl::{Config, Loss};
+use edge::protocol::Owned;
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +31,10 @@ pub enum VdiskState {
     Creating,
     /// Being deleted.
     Deleting,
+    /// Another storage router owns it.
+    Elsewhere,
+    /// Nobody may open it: what was acknowledged may be out of reach. Its owner comes back, or an operator forces it.
+    Orphaned,
 }
 
 /// What is told about a vDisk.
@@ -45,10 +52,14 @@ pub struct VdiskInfo {
     pub sco_size: u32,
     /// The epoch that serves, or the newest one given out.
     pub epoch: Epoch,
-    /// The node that owns it.
-    pub owner: String,
-    /// How its acknowledged tail is replicated.
-    pub dtl: DtlMode,
+    /// The storage router that owns it, or did last.
+    pub owner: Name,
+    /// How its acknowledged tail is replicated, as the registry has it.
+    pub dtl: Config,
+    /// Earlier logs that are needed until the backend has what they hold.
+    pub tails: usize,
+    /// What was given up by force.
+    pub losses: Vec<Loss>,
     /// Whether writes are refused.
     pub read_only: bool,
     /// What it is a clone of.
@@ -91,8 +102,19 @@ struct Slot {
     revoked: Revoked,
     /// Number of finished tries to make it serve.
     tries: u64,
-    /// An epoch that was taken from the registry and given to no open yet.
-    epoch: Option<Epoch>,
+    /// What was claimed and given to no open yet.
+    claim: Option<Claim>,
+    /// The attachments of the epoch that is open.
+    edge: Option<Arc<Owned>>,
+}
+
+/// The right to open a volume in an epoch.
+#[derive(Clone)]
+pub(crate) struct Claim {
+    /// The seat in whose name it was claimed.
+    pub(crate) seat: Arc<dyn Lease>,
+    /// The volume's record, with the claim in it.
+    pub(crate) volume: VolumeRecord,
 }
 
 /// One vDisk in memory.
@@ -101,11 +123,19 @@ pub(crate) struct Vdisk {
     pub(crate) name: Name,
     pub(crate) id: VolumeId,
     stored: Mutex<Stored<VdiskRecord>>,
+    owned: Mutex<Stored<VolumeRecord>>,
     slot: Mutex<Slot>,
     /// As the record says.
     pub(crate) limits: Limiter,
     /// Held by whoever creates, opens, resizes, deletes it or changes its record.
     pub(crate) work: tokio::sync::Mutex<()>,
+}
+
+impl Slot {
+    /// Handles, and attachments of the edge protocol, also of clients that may be back.
+    fn users(&self) -> u64 {
+        self.clients + self.edge.as_ref().map_or(0, |edge| edge.holders().len() as u64)
+    }
 }
 
 impl fmt::Display for Vdisk {
@@ -118,7 +148,7 @@ impl Vdisk {
     pub(crate) fn new(
         pool: Arc<Vpool>,
         name: Name,
-        stored: Stored<VdiskRecord>,
+        (stored, owned): (Stored<VdiskRecord>, Stored<VolumeRecord>),
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -127,12 +157,14 @@ impl Vdisk {
             id: stored.record.id,
             limits: Limiter::new(clock, stored.record.qos.as_ref()),
             stored: Mutex::new(stored),
+            owned: Mutex::new(owned),
             slot: Mutex::new(Slot {
                 phase: Phase::Closed,
                 clients: 0,
                 revoked: Arc::new(AtomicBool::new(false)),
                 tries: 0,
-                epoch: None,
+                claim: None,
+                edge: None,
             }),
             work: tokio::sync::Mutex::new(()),
         })
@@ -142,12 +174,34 @@ impl Vdisk {
         self.stored.lock().clone()
     }
 
-    pub(crate) fn set_stored(&self, stored: Stored<VdiskRecord>) {
+    /// The registry has this; what is older than what is known does not count. Whether it was news.
+    pub(crate) fn set_stored(&self, stored: Stored<VdiskRecord>) -> bool {
+        let mut known = self.stored.lock();
+        if stored.revision <= known.revision {
+            return false;
+        }
         let qos = stored.record.qos;
-        let before = std::mem::replace(&mut *self.stored.lock(), stored);
+        let before = std::mem::replace(&mut *known, stored);
+        drop(known);
         if before.record.qos != qos {
             self.limits.set(qos.as_ref());
         }
+        true
+    }
+
+    /// Who owns its volume, as far as is known here.
+    pub(crate) fn owned(&self) -> Stored<VolumeRecord> {
+        self.owned.lock().clone()
+    }
+
+    /// As [`Vdisk::set_stored`].
+    pub(crate) fn set_owned(&self, owned: Stored<VolumeRecord>) -> bool {
+        let mut known = self.owned.lock();
+        let news = owned.revision > known.revision;
+        if news {
+            *known = owned;
+        }
+        news
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -172,18 +226,58 @@ impl Vdisk {
         let mut slot = self.slot.lock();
         slot.tries += 1;
         slot.phase = phase;
+        slot.edge = None;
     }
 
-    pub(crate) fn give_epoch(&self, epoch: Epoch) {
-        self.slot.lock().epoch = Some(epoch);
+    pub(crate) fn give_claim(&self, claim: Claim) {
+        self.slot.lock().claim = Some(claim);
     }
 
-    pub(crate) fn take_epoch(&self) -> Option<Epoch> {
-        self.slot.lock().epoch.take()
+    pub(crate) fn take_claim(&self) -> Option<Claim> {
+        self.slot.lock().claim.take()
     }
 
-    pub(crate) fn has_epoch(&self) -> bool {
-        self.slot.lock().epoch.is_some()
+    pub(crate) fn has_claim(&self) -> bool {
+        self.slot.lock().claim.is_some()
+    }
+
+    /// The attachments of the epoch that is open, which `make` begins; `None` when it is not open.
+    pub(crate) fn attachments(&self, make: impl FnOnce(Arc<Volume>) -> Arc<Owned>) -> Option<Arc<Owned>> {
+        let mut slot = self.slot.lock();
+        let Phase::Open(volume) = &slot.phase else { return None };
+        let volume = volume.clone();
+        Some(slot.edge.get_or_insert_with(|| make(volume)).clone())
+    }
+
+    /// The attachments of the epoch that is open, if there were any.
+    pub(crate) fn attached(&self) -> Option<Arc<Owned>> {
+        self.slot.lock().edge.clone()
+    }
+
+    /// Closes the door on everybody, because somebody else owns the volume or may; the volume, when it was open.
+    pub(crate) fn evict(&self, why: Error) -> Option<Arc<Volume>> {
+        let before = {
+            let mut slot = self.slot.lock();
+            slot.claim = None;
+            slot.edge = None;
+            match &slot.phase {
+                Phase::Leaving => return None,
+                _ => std::mem::replace(&mut slot.phase, Phase::Failed(why)),
+            }
+        };
+        self.revoke();
+        match before {
+            Phase::Open(volume) => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// A try that failed may succeed now.
+    pub(crate) fn forgive(&self) {
+        let mut slot = self.slot.lock();
+        if matches!(slot.phase, Phase::Failed(_)) {
+            slot.phase = Phase::Closed;
+        }
     }
 
     /// Whether another try by itself makes sense: it does not serve, and that may change.
@@ -240,6 +334,11 @@ impl Vdisk {
         self.slot.lock().revoked.clone()
     }
 
+    /// Clients that use it.
+    pub(crate) fn clients(&self) -> u64 {
+        self.slot.lock().users()
+    }
+
     pub(crate) fn client_left(&self) {
         self.slot.lock().clients -= 1;
     }
@@ -247,8 +346,8 @@ impl Vdisk {
     /// Bars the door, if nobody is inside or `force`; gives back the phase from before.
     pub(crate) fn leave(&self, force: bool, what: &str) -> Result<Phase> {
         let mut slot = self.slot.lock();
-        if slot.clients > 0 && !force {
-            let clients = slot.clients;
+        let clients = slot.users();
+        if clients > 0 && !force {
             return Err(Error::new(
                 ErrorKind::Denied,
                 format!(
@@ -286,11 +385,14 @@ impl Vdisk {
         }
     }
 
-    pub(crate) fn info(&self) -> VdiskInfo {
+    /// What is told about it; `successor` is the router that should have it, and `me` this one.
+    pub(crate) fn info(&self, me: &Name, successor: Option<&Name>) -> VdiskInfo {
         let Stored { record, .. } = self.stored();
+        let volume = self.owned().record;
+        let owner = volume.holder.as_ref().map_or(&volume.registration.owner, |holder| &holder.node);
         let (phase, clients) = {
             let slot = self.slot.lock();
-            (slot.phase.clone(), slot.clients)
+            (slot.phase.clone(), slot.users())
         };
         let status = match &phase {
             Phase::Open(volume) => Some(volume.status()),
@@ -304,6 +406,15 @@ impl Vdisk {
                 VolumeState::Degraded(reason) => (VdiskState::Degraded, Some(reason.clone())),
                 VolumeState::Stopped(reason) => (VdiskState::Stopped, Some(reason.clone())),
             },
+            (_, None, VdiskLife::Active) if successor.is_some_and(|name| name != me) => {
+                (VdiskState::Elsewhere, None)
+            }
+            (_, None, VdiskLife::Active) if successor.is_none() => {
+                let why = format!(
+                    "router '{owner}' is away, and nobody else is known to have what it acknowledged"
+                );
+                (VdiskState::Orphaned, Some(why))
+            }
             (Phase::Failed(error), _, VdiskLife::Creating) => (VdiskState::Creating, Some(error.to_string())),
             (_, _, VdiskLife::Creating) => (VdiskState::Creating, None),
             (Phase::Failed(error), _, _) => (VdiskState::Failed, Some(error.to_string())),
@@ -317,9 +428,11 @@ impl Vdisk {
             id: record.id,
             size: status.as_ref().map_or(record.size, |s| s.size),
             sco_size: record.sco_size,
-            epoch: status.as_ref().map_or(record.epoch, |s| s.epoch),
-            owner: record.owner,
-            dtl: record.dtl,
+            epoch: status.as_ref().map_or(volume.registration.claimed, |s| s.epoch),
+            owner: owner.clone(),
+            tails: volume.registration.tails.len(),
+            losses: volume.registration.losses.clone(),
+            dtl: volume.registration.config,
             read_only: record.read_only,
             parent: record.parent,
             template: status.as_ref().is_some_and(|s| s.template),

@@ -85,8 +85,12 @@ impl Vpool {
         self.stored.lock().clone()
     }
 
+    /// The registry has this; what is older than what is known does not count.
     pub(crate) fn set_stored(&self, stored: Stored<VpoolRecord>) {
-        *self.stored.lock() = stored;
+        let mut known = self.stored.lock();
+        if stored.revision > known.revision {
+            *known = stored;
+        }
     }
 
     pub(crate) fn set_about(&self, description: String, warning: Option<String>) {

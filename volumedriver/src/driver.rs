@@ -360,20 +360,25 @@ impl Driver {
         self.home.device.fill()
     }
 
-    /// Stops: every open volume flushes and uploads what it can until `deadline` has passed.
-    pub async fn shutdown(&self, deadline: Duration) {
+    /// Stops: every open volume flushes and uploads what it can until `deadline` has passed. The result is which of them
+    /// have everything on the backend.
+    pub async fn shutdown(&self, deadline: Duration) -> HashSet<VolumeId> {
         let volumes: Vec<Arc<Volume>> = self.open.lock().volumes.values().filter_map(Weak::upgrade).collect();
         let until = self.home.clock.now() + deadline;
         let stops = volumes.iter().filter(|v| !v.is_closed()).map(|volume| async move {
             let left = until.saturating_sub(self.home.clock.now());
-            if let Err(error) = volume.drain(left).await {
+            let drained = volume.drain(left).await;
+            if let Err(error) = &drained {
                 tracing::warn!(volume = %volume.id(), %error, "stays in the write buffer until the next start");
             }
             volume.close().await;
+            drained.is_ok().then(|| volume.id())
         });
-        futures::stream::iter(stops).buffer_unordered(64).for_each(|()| async {}).await;
+        let drained: Vec<Option<VolumeId>> =
+            futures::stream::iter(stops).buffer_unordered(64).collect().await;
         self.home.cache.close().await;
         self.home.journal.close().await;
+        drained.into_iter().flatten().collect()
     }
 }
 

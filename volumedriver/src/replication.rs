@@ -4,6 +4,7 @@
 //! the registry, who may be a peer, and leases belong to whoever opens volumes.
 
 use async_trait::async_trait;
+use common::kv::Lease;
 use common::{Epoch, Lsn, Name, Result, VolumeId};
 use dtl::client::Client;
 use dtl::owner::{Outcome, Patience};
@@ -66,4 +67,6 @@ pub struct Opening {
     pub peers: Arc<dyn Peers>,
     /// How long peers may take.
     pub patience: Patience,
+    /// Under which the volume is served: without it nobody is answered (rule 4).
+    pub authority: Arc<dyn Lease>,
 }

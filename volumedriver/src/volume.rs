@@ -53,6 +53,7 @@ use crate::read_cache::{CacheUse, ReadCache};
 use crate::view::{MAX_DEPTH, MapCache, View, Views};
 use async_trait::async_trait;
 use bytes::Bytes;
+use common::kv::Lease;
 use common::{
     Baseline, BlockDevice, Clock, Difference, Epoch, Error, ErrorKind, Extent, Geometry, Lsn, ObjectStore,
     Result, VolumeId, mutant,
@@ -210,6 +211,8 @@ pub(crate) struct Shared {
     pub history: OnceLock<Vec<HistoryEntry>>,
     /// Logs at peers; `None` where nobody is asked.
     pub replicas: Option<Replicas>,
+    /// Under which clients are answered; `None` where nobody else could own the volume.
+    pub authority: Option<Arc<dyn Lease>>,
     /// A claimed cluster was given free, or the volume stopped.
     pub claims_free: Notify,
 }
@@ -271,6 +274,20 @@ impl Shared {
         }
         if claims {
             self.claims_free.notify_waiters();
+        }
+    }
+
+    /// What a client is told when this is the outcome: nothing, once somebody else may own the volume (R1, rule 4).
+    #[inline]
+    fn answer<T>(&self, outcome: Result<T>) -> Result<T> {
+        match &self.authority {
+            Some(authority) if !authority.is_live() && !mutant::is_on("answers-without-a-lease") => {
+                Err(Error::new(
+                    ErrorKind::NotOwner,
+                    format!("volume {}: the lease of this router has run out", self.id),
+                ))
+            }
+            _ => outcome,
         }
     }
 
@@ -356,7 +373,7 @@ impl Volume {
         if fua && !mutant::is_on("fua-ignored") {
             self.shared.flush().await?;
         }
-        Ok(lsn)
+        self.shared.answer(Ok(lsn))
     }
 
     /// As [`BlockDevice::write_zeroes`]; the result is its last place in the log.
@@ -365,13 +382,20 @@ impl Volume {
         if fua {
             self.shared.flush().await?;
         }
-        Ok(lsn)
+        self.shared.answer(Ok(lsn))
     }
 
     /// As [`BlockDevice::flush`]; the result is how far the log is durable, which is at least everything that was
     /// answered before the call.
     pub async fn log_flush(&self) -> Result<Lsn> {
-        self.shared.flush().await
+        self.shared.answer(self.shared.flush().await)
+    }
+
+    /// Whether the loss of this machine loses nothing that clients were told: the peers have it, or it was promised to
+    /// nobody that they have.
+    pub fn is_in_sync(&self) -> bool {
+        let core = self.shared.core.lock();
+        core.replication().is_none_or(|config| config.mode == dtl::Mode::None) || core.is_in_sync()
     }
 
     /// How much is here of what clients were told until the epoch `since` ended, and in all epochs between that and this
@@ -383,7 +407,7 @@ impl Volume {
 
     /// Grows the volume, online; durable when it returns. Shrinking is `Unsupported`.
     pub async fn resize(&self, size: u64) -> Result<()> {
-        self.shared.resize(size).await
+        self.shared.answer(self.shared.resize(size).await)
     }
 
     /// Seals and uploads everything accepted before the call; `Unavailable` when `deadline` passes
@@ -406,14 +430,15 @@ impl Volume {
     /// Takes a snapshot: durable on this machine when it returns, whether the backend answers or not.
     /// `Conflict` when there is one of that name.
     pub async fn snapshot(&self, about: Description) -> Result<()> {
-        Shared::snapshot(&[(self.shared.clone(), about)]).await
+        self.shared.answer(Shared::snapshot(&[(self.shared.clone(), about)]).await)
     }
 
     /// Takes one snapshot of each volume, all at one instant. When one can't be taken, none is, unless a
     /// write buffer fails on the way.
     pub async fn snapshot_group(group: &[(Arc<Volume>, Description)]) -> Result<()> {
         let group: Vec<_> = group.iter().map(|(v, about)| (v.shared.clone(), about.clone())).collect();
-        Shared::snapshot(&group).await
+        Shared::snapshot(&group).await?;
+        group.iter().try_for_each(|(shared, _)| shared.answer(Ok(())))
     }
 
     /// The snapshots, the oldest first.
@@ -568,7 +593,7 @@ impl BlockDevice for Volume {
 
     async fn read(&self, offset: u64, len: u32) -> Result<Bytes> {
         self.shared.look_ahead(&self.shared.reads.streams, None, offset, len);
-        self.shared.read(offset, len).await
+        self.shared.answer(self.shared.read(offset, len).await)
     }
 
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<()> {
@@ -588,7 +613,7 @@ impl BlockDevice for Volume {
     }
 
     async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
-        self.shared.extents(offset, len).await
+        self.shared.answer(self.shared.extents(offset, len).await)
     }
 
     async fn prefetch(&self, offset: u64, len: u64) -> Result<()> {
@@ -603,6 +628,7 @@ impl BlockDevice for Volume {
 
     async fn differences(&self, since: u128, offset: u64, len: u64) -> Result<Vec<Difference>> {
         self.shared.check_read(offset, len)?;
-        self.shared.differences_from(Some(&self.commands), None, since, (offset, len)).await
+        let found = self.shared.differences_from(Some(&self.commands), None, since, (offset, len)).await;
+        self.shared.answer(found)
     }
 }

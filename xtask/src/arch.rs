@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("framework", &["objectrouter", "alba-proxy", "common"]),
-    ("objectrouter", &["volumedriver", "edge", "edge-client", "common"]),
+    ("objectrouter", &["volumedriver", "dtl", "edge", "edge-client", "common"]),
     ("volumedriver", &["dtl", "common"]),
     ("alba-proxy", &["common"]),
     ("kvstore", &["common"]),

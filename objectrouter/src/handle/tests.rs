@@ -1,10 +1,10 @@
 use super::*;
 use crate::qos::Qos;
-use crate::registry::{Stored, VdiskRecord, VpoolRecord};
+use crate::registry::{Stored, VdiskRecord, VolumeRecord, VpoolRecord};
 use crate::vpool::{PoolPhase, Vpool};
 use async_trait::async_trait;
 use common::sim::SimClock;
-use common::{Clock, Epoch, VolumeId};
+use common::{Clock, VolumeId};
 use futures::FutureExt;
 use futures::future::join_all;
 use std::time::Duration;
@@ -47,9 +47,11 @@ fn limited(read_only: bool, qos: Option<Qos>) -> (Handle, Revoked) {
     let pool = VpoolRecord::new(1, serde_json::Value::Null, 4096, None);
     let stored = Stored { record: pool, revision: 1 };
     let pool = Arc::new(Vpool::new("p".parse().unwrap(), stored, PoolPhase::Opening(None)));
-    let mut record = VdiskRecord::new(VolumeId(1), 8192, 8 << 20, Epoch(1), "node");
+    let mut record = VdiskRecord::new(VolumeId(1), 8192, 8 << 20);
     record.qos = qos;
-    let stored = Stored { record, revision: 1 };
+    let name = || "d".parse().unwrap();
+    let volume = VolumeRecord::new(pool.name.clone(), name(), name(), dtl::Config::default());
+    let stored = (Stored { record, revision: 1 }, Stored { record: volume, revision: 1 });
     let vdisk = Vdisk::new(pool, "d".parse().unwrap(), stored, Arc::new(SimClock::new(1)));
     vdisk.count_client();
     let revoked = vdisk.door();
@@ -102,9 +104,9 @@ async fn a_read_only_vdisk_takes_no_change() {
 async fn a_dropped_handle_no_longer_counts() {
     let (handle, _) = handle(false);
     let vdisk = handle.vdisk.clone();
-    assert_eq!(vdisk.info().clients, 1);
+    assert_eq!(vdisk.clients(), 1);
     drop(handle);
-    assert_eq!(vdisk.info().clients, 0);
+    assert_eq!(vdisk.clients(), 0);
 }
 
 const KIB: u64 = 1024;
@@ -191,5 +193,5 @@ async fn requests_that_wait_are_freed_when_their_handle_is_revoked() {
         assert_eq!(answer.unwrap_err().kind, ErrorKind::Fenced);
     }
     assert_eq!(clock.now(), Duration::ZERO);
-    assert_eq!(handle.vdisk.info().reads_waited.requests, 10);
+    assert_eq!(handle.vdisk.limits.reads.waited().requests, 10);
 }

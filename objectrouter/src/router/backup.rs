@@ -250,7 +250,7 @@ impl Router {
 
 /// `Denied` when clients are there.
 fn free(vdisk: &Vdisk, what: &str) -> Result<()> {
-    match vdisk.info().clients {
+    match vdisk.clients() {
         0 => Ok(()),
         n => Err(Error::new(
             ErrorKind::Denied,
@@ -327,7 +327,7 @@ impl<S: Stream<Item = Result<Bytes>> + Send + Unpin> Import<S> {
             Ok(totals) => {
                 let snapshot = begin.target.map(|target| target.name);
                 tracing::info!(vdisk = %vdisk, from = begin.vdisk, ?snapshot, ?totals, "imported");
-                Ok(Imported { vdisk: vdisk.info(), created, snapshot, totals })
+                Ok(Imported { vdisk: router.info(&vdisk), created, snapshot, totals })
             }
             Err(error) if created => {
                 drop(volume);

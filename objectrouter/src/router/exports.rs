@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 impl Router {
     /// The vDisk that a client means.
-    fn find_export(&self, name: &str) -> Result<Arc<Vdisk>> {
+    pub(super) fn find_export(&self, name: &str) -> Result<Arc<Vdisk>> {
         if let Some((pool, vdisk)) = name.split_once('/') {
             return self.find_vdisk(pool, vdisk);
         }
@@ -37,6 +37,9 @@ impl Router {
     pub(super) async fn serve(self: &Arc<Self>, vdisk: &Arc<Vdisk>) -> Result<()> {
         if vdisk.stored().record.state == VdiskLife::Deleting {
             return Err(Error::not_found(format!("vDisk '{vdisk}' is being deleted")));
+        }
+        if self.successor(vdisk).is_some_and(|owner| owner != *self.cluster.me()) {
+            return Err(self.elsewhere(vdisk));
         }
         match vdisk.phase() {
             Phase::Open(_) => return Ok(()),

@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use volumedriver::{CreateVolume, Pool, Volume};
 
-/// Epochs of one vPool raised in one registry transaction.
-const EPOCHS_PER_TRANSACTION: usize = 100;
 /// Tries of a registry change that meets another one.
 const REGISTRY_TRIES: usize = 4;
 const PURGE_PAUSE: Duration = Duration::from_secs(300);
@@ -149,8 +147,8 @@ impl Router {
             }
             return result.is_ok();
         }
-        let unsettled: Vec<_> = self.vdisks_of(&pool.name).into_iter().filter(|v| v.is_unsettled()).collect();
-        self.raise_epochs(pool, &unsettled).await;
+        let unsettled: Vec<_> = self.unsettled(pool);
+        self.claim_together(&unsettled).await;
         futures::stream::iter(unsettled)
             .for_each_concurrent(self.settings.parallel_opens, |vdisk| async move {
                 let Ok(_permit) = self.opens.acquire().await else { return };
@@ -163,45 +161,14 @@ impl Router {
                 let _ = self.tasks.run(format!("open vDisk {vdisk}"), work).await;
             })
             .await;
-        !self.vdisks_of(&pool.name).iter().any(|v| v.is_unsettled())
+        self.unsettled(pool).is_empty()
     }
 
-    /// Takes an epoch for each vDisk that will be opened, many in one transaction. What fails here
-    /// is done again, one by one, when the volume is opened.
-    async fn raise_epochs(&self, pool: &Arc<Vpool>, vdisks: &[Arc<Vdisk>]) {
-        let wanting: Vec<_> = vdisks
-            .iter()
-            .filter(|v| v.stored().record.state == VdiskLife::Active && !v.has_epoch())
-            .collect();
-        for chunk in wanting.chunks(EPOCHS_PER_TRANSACTION) {
-            let mut changes = Vec::with_capacity(chunk.len());
-            let mut held = Vec::with_capacity(chunk.len());
-            for vdisk in chunk {
-                // A busy vDisk is being opened by a client right now, and takes its own.
-                let Ok(work) = vdisk.work.try_lock() else { continue };
-                let Stored { mut record, revision } = vdisk.stored();
-                if vdisk.has_epoch() || vdisk.volume().is_some() || record.state != VdiskLife::Active {
-                    continue;
-                }
-                record.epoch = record.epoch.next();
-                changes.push((vdisk.name.clone(), record, revision));
-                held.push((vdisk, work));
-            }
-            if changes.is_empty() {
-                continue;
-            }
-            match self.records.put_vdisks(&pool.name, &changes).await {
-                Ok(revision) => {
-                    for ((vdisk, _work), (_, record, _)) in held.into_iter().zip(changes) {
-                        vdisk.give_epoch(record.epoch);
-                        vdisk.set_stored(Stored { record, revision });
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(vpool = %pool.name, %error, "can't raise epochs together; one by one now");
-                }
-            }
-        }
+    /// vDisks that are this router's, and not where they should be.
+    fn unsettled(&self, pool: &Vpool) -> Vec<Arc<Vdisk>> {
+        let mut vdisks = self.vdisks_of(&pool.name);
+        vdisks.retain(|v| v.is_unsettled() && self.is_mine(v));
+        vdisks
     }
 
     /// Changes the record of a vDisk whose `work` the caller holds.
@@ -214,16 +181,17 @@ impl Router {
         loop {
             let Stored { mut record, revision } = vdisk.stored();
             change(&mut record);
-            let changes = [(vdisk.name.clone(), record.clone(), revision)];
-            match self.records.put_vdisks(&vdisk.pool.name, &changes).await {
+            match self.records().put_vdisk(&vdisk.pool.name, &vdisk.name, &record, revision).await {
                 Ok(revision) => {
                     vdisk.set_stored(Stored { record: record.clone(), revision });
                     return Ok(record);
                 }
                 Err(error) if error.kind == ErrorKind::Conflict && tries > 1 => {
                     tries -= 1;
-                    match self.records.vdisk(&vdisk.pool.name, &vdisk.name).await? {
-                        Some(now) if now.record.id == vdisk.id => vdisk.set_stored(now),
+                    match self.records().vdisk(&vdisk.pool.name, &vdisk.name).await? {
+                        Some(now) if now.record.id == vdisk.id => {
+                            vdisk.set_stored(now);
+                        }
                         _ => {
                             return Err(Error::not_found(format!(
                                 "the registry has no vDisk '{vdisk}' any more"
@@ -272,18 +240,23 @@ impl Router {
 
     /// Opens the volume under a new epoch; the caller holds `work`.
     pub(super) async fn open_volume(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &Pool) -> Result<()> {
-        let owner = vdisk.stored().record.owner;
-        if owner != self.node {
-            return Err(Error::new(ErrorKind::NotOwner, format!("it belongs to node {owner}")));
-        }
-        let epoch = match vdisk.take_epoch() {
-            Some(epoch) => epoch,
-            None => self.change_record(vdisk, |record| record.epoch = record.epoch.next()).await?.epoch,
-        };
+        let claim = self.claim(vdisk).await?;
+        let opening = self.opening(&claim, false);
         self.driver.set_cache_quota(vdisk.id, vdisk.stored().record.cache_quota);
-        let volume = self.driver.open(pool, vdisk.id, epoch).await?;
-        self.opened(vdisk, volume).await;
-        Ok(())
+        let epoch = claim.volume.registration.claimed;
+        match self.driver.take_over(pool, vdisk.id, epoch, &opening).await {
+            Ok(volume) => {
+                self.opened(vdisk, volume).await;
+                Ok(())
+            }
+            Err(error) => {
+                if error.kind == ErrorKind::Denied {
+                    // Somebody else may have what this router lacks.
+                    self.release(&[vdisk.clone()]).await;
+                }
+                Err(error)
+            }
+        }
     }
 
     /// A volume is open: it serves, and the registry learns what it says; the caller holds `work`.
@@ -294,17 +267,13 @@ impl Router {
         if let Err(error) = self.resume_leaving(vdisk, &volume) {
             tracing::warn!(vdisk = %vdisk, %error, "can't go on deleting snapshots");
         }
-        // The journal or the backend may know a higher epoch, and a size that was changed right
-        // before a crash. The registry is told; when it can't be, the next open finds out again.
-        let record = vdisk.stored().record;
-        if record.epoch < status.epoch || record.size != status.size {
-            let told = self.change_record(vdisk, |record| {
-                record.epoch = record.epoch.max(status.epoch);
-                record.size = status.size;
-            });
-            if let Err(error) = told.await {
-                tracing::warn!(vdisk = %vdisk, %error, "can't note size and epoch in the registry");
-            }
+        self.relearn_volume(vdisk).await;
+        // The log may know a size that was changed right before a crash. The registry is told; when it can't be, the
+        // next open finds out again.
+        if vdisk.stored().record.size != status.size
+            && let Err(error) = self.change_record(vdisk, |record| record.size = status.size).await
+        {
+            tracing::warn!(vdisk = %vdisk, %error, "can't note the size in the registry");
         }
     }
 
@@ -316,7 +285,7 @@ impl Router {
             name: vdisk.name.to_string(),
             size: record.size,
             sco_size: record.sco_size,
-            epoch: record.epoch,
+            epoch: Epoch(1),
             parent: record.parent.map(Into::into),
         };
         match self.driver.create(pool, spec).await {
@@ -330,27 +299,22 @@ impl Router {
                 return Err(error);
             }
         }
-        let record = self
-            .change_record(vdisk, |record| {
-                record.state = VdiskLife::Active;
-                record.epoch = record.epoch.next();
-            })
-            .await?;
-        vdisk.give_epoch(record.epoch);
+        self.change_record(vdisk, |record| record.state = VdiskLife::Active).await?;
         Ok(())
     }
 
     /// Removes the objects of a vDisk and then its record; the caller holds `work`.
     pub(super) async fn finish_delete(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &Pool) -> Result<()> {
         let stored = vdisk.stored();
-        match self.driver.delete(pool, vdisk.id, stored.record.epoch).await {
+        let epoch = vdisk.owned().record.registration.claimed;
+        match self.driver.delete(pool, vdisk.id, epoch).await {
             Ok(()) => {}
             // Nothing of it ever reached the object store, or nothing is left.
             Err(error) if error.kind == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         let now = self.clock.unix_time().as_secs();
-        self.records.bury_vdisk(&vdisk.pool.name, &vdisk.name, &stored, now).await?;
+        self.records().bury_vdisk(&vdisk.pool.name, &vdisk.name, &stored, now).await?;
         self.catalog.write().vdisks.remove(&(vdisk.pool.name.clone(), vdisk.name.clone()));
         vdisk.tried(Phase::Leaving);
         tracing::info!(vdisk = %vdisk, volume = %vdisk.id, "vDisk is deleted");
@@ -372,12 +336,12 @@ impl Router {
     async fn purge_pool(&self, vpool: &Vpool, pool: &Pool) -> Result<()> {
         let now = self.clock.unix_time().as_secs();
         let _members = vpool.members.read().await;
-        for (id, record, revision) in self.records.deleted(&vpool.name).await? {
+        for (id, record, revision) in self.records().deleted(&vpool.name).await? {
             if now.saturating_sub(record.deleted_at) < self.settings.purge_after_seconds {
                 continue;
             }
             match self.driver.purge(pool, id).await {
-                Ok(()) => self.records.forget_deleted(&vpool.name, id, revision).await?,
+                Ok(()) => self.records().forget_deleted(&vpool.name, id, revision).await?,
                 // The put of its first Manifest was thought lost and came late: delete it again.
                 Err(error) if error.kind == ErrorKind::Conflict => {
                     self.driver.delete(pool, id, Epoch(1)).await?;

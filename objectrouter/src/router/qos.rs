@@ -27,7 +27,7 @@ impl Router {
             let _work = vdisk.work.lock().await;
             // The limits in force follow the record.
             router.change_record(&vdisk, |record| record.qos = qos).await?;
-            Ok(vdisk.info())
+            Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
     }
@@ -51,7 +51,7 @@ impl Router {
             let _work = vdisk.work.lock().await;
             router.change_record(&vdisk, |record| record.cache_quota = quota).await?;
             router.driver.set_cache_quota(vdisk.id, quota);
-            Ok(vdisk.info())
+            Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
     }

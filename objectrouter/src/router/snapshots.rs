@@ -10,7 +10,7 @@ use crate::registry::{ParentRecord, SnapshotId, Stored, VdiskLife, VdiskRecord};
 use crate::vdisk::{Phase, Vdisk, VdiskInfo};
 use bytes::Bytes;
 use common::error::Context;
-use common::{BlockDevice, Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use common::{BlockDevice, Error, ErrorKind, Name, Result, VolumeId};
 use std::sync::Arc;
 use std::time::Duration;
 use volumedriver::{Description, SnapshotChange, SnapshotInfo, Volume};
@@ -143,7 +143,7 @@ impl Router {
             let shown = open.iter().zip(group).map(|((vdisk, volume), (_, about))| {
                 let info = volume.find_snapshot(&about.name)?;
                 tracing::info!(vdisk = %vdisk, snapshot = about.name, "snapshot taken");
-                Ok((vdisk.info(), SnapshotShown { info, clones: Vec::new() }))
+                Ok((router.info(vdisk), SnapshotShown { info, clones: Vec::new() }))
             });
             shown.collect()
         };
@@ -310,13 +310,7 @@ impl Router {
                 found.about.name
             )));
         }
-        let mut record = VdiskRecord::new(
-            VolumeId(self.clock.random_u128()),
-            found.size,
-            of.sco_size,
-            Epoch(1),
-            &self.node,
-        );
+        let mut record = VdiskRecord::new(VolumeId(self.clock.random_u128()), found.size, of.sco_size);
         record.parent = Some(ParentRecord { volume: parent.id, snapshot: id, lsn });
         self.add_vdisk(&vpool, clone, record, Some((&parent.name, revision, lineage))).await
     }
@@ -362,14 +356,15 @@ impl Router {
         }
         volume.close().await;
         let rolled_back = async {
-            let epoch = self.change_record(vdisk, |record| record.epoch = record.epoch.next()).await?.epoch;
-            self.driver.roll_back(&pool, vdisk.id, epoch, snapshot, None).await
+            let claim = self.claim(vdisk).await?;
+            let epoch = claim.volume.registration.claimed;
+            self.driver.roll_back(&pool, vdisk.id, epoch, snapshot, Some(&self.opening(&claim, false))).await
         };
         match rolled_back.await {
             Ok(volume) => {
                 tracing::info!(vdisk = %vdisk, snapshot = format!("{snapshot:032x}"), "rolled back");
                 self.opened(vdisk, volume).await;
-                Ok(vdisk.info())
+                Ok(self.info(vdisk))
             }
             Err(error) => {
                 // It is what it was, or what it should be: opening tells.
@@ -387,7 +382,7 @@ impl Router {
     pub async fn make_template(self: &Arc<Self>, vpool: &str, name: &str, force: bool) -> Result<VdiskInfo> {
         let (vdisk, volume) = self.open_vdisk(vpool, name).await?;
         if volume.template().is_some() {
-            return Ok(vdisk.info());
+            return Ok(self.info(&vdisk));
         }
         let router = self.clone();
         let task = format!("make {vdisk} a template");
@@ -408,7 +403,7 @@ impl Router {
             vdisk.stay(before);
             taken.context(format!("vDisk '{vdisk}' is not made a template"))?;
             router.change_record(&vdisk, |record| record.read_only = true).await?;
-            Ok(vdisk.info())
+            Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
     }

@@ -1,16 +1,25 @@
 //! With the simulated twins. Everything from `a_vdisk_lives_and_dies` on needs a volume driver
 //! that works.
 
+mod cluster;
 mod qos;
 mod snapshots;
 
 use super::*;
+use crate::registry::{Addresses, VolumeRecord, WriteBuffer};
 use bytes::Bytes;
 use common::sim::{SimClock, SimDisk, SimKv, SimObjectStore, SimTable, StoreFaults};
-use common::{BlockDevice, ErrorKind, Exports};
+use common::{BlockDevice, Exports, Kv};
+use dtl::client::Client as DtlClient;
+use dtl::metrics::ServiceMetrics;
+use dtl::owner::Patience;
+use dtl::service::Service;
+use dtl::storage::{Limits, Store};
+use dtl::transport::{Dial, Stream};
 use prometheus_client::encoding::text::encode;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::time::Duration;
 use volumedriver::ImageInfo;
 
 const GIB: u64 = 1 << 30;
@@ -21,11 +30,47 @@ struct World {
     disk: Arc<SimDisk>,
     stores: Arc<HashMap<String, SimObjectStore>>,
     clock: Arc<SimClock>,
+    /// The data directory's identity, and the router's name.
+    device: VolumeId,
+    name: String,
+    wire: Arc<Wire>,
+}
+
+/// DTL services, by router, and what cuts all connections to them.
+#[derive(Default)]
+struct Wire {
+    services: Mutex<HashMap<String, Service>>,
+    cut: tokio::sync::watch::Sender<bool>,
 }
 
 struct Node {
     router: Arc<Router>,
-    registry: Registry,
+    registry: Metrics,
+}
+
+/// Pipes to the DTL of a router.
+struct Pipes {
+    wire: Arc<Wire>,
+    to: String,
+}
+
+#[async_trait::async_trait]
+impl Dial for Pipes {
+    async fn dial(&self) -> std::io::Result<Stream> {
+        let service = self.wire.services.lock().get(&self.to).cloned();
+        let mut cut = self.wire.cut.subscribe();
+        let Some(service) = service.filter(|_| !*cut.borrow()) else {
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        };
+        let (near, far) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = cut.wait_for(|cut| *cut) => {}
+                () = service.serve(Stream::any(far)) => {}
+            }
+        });
+        Ok(Stream::any(near))
+    }
 }
 
 impl World {
@@ -36,6 +81,27 @@ impl World {
             disk: Arc::new(SimDisk::new()),
             stores: Arc::new(HashMap::from(stores)),
             clock: Arc::new(SimClock::new(1)),
+            device: VolumeId(1),
+            name: "a".to_string(),
+            wire: Arc::default(),
+        }
+    }
+
+    fn membership(&self) -> Membership {
+        let (wire, clock) = (self.wire.clone(), self.clock.clone());
+        let dtl = wire.services.lock().contains_key(&self.name).then(|| self.name.clone());
+        Membership {
+            name: self.name.parse().unwrap(),
+            write_buffer: WriteBuffer { device: self.device, boot: "boot".to_string() },
+            addresses: Addresses { edge: vec![format!("edge-{}:1", self.name)], dtl, api: None },
+            domains: Vec::new(),
+            recovery_domains: Vec::new(),
+            lease: Duration::from_secs(2),
+            dial: Arc::new(move |to| {
+                let dial = Pipes { wire: wire.clone(), to: to.to_string() };
+                Ok(DtlClient::new(Arc::new(dial), dtl::client::Settings::default(), clock.clone()))
+            }),
+            patience: Patience::default(),
         }
     }
 
@@ -48,7 +114,7 @@ impl World {
     }
 
     async fn start(&self) -> Node {
-        let mut registry = Registry::default();
+        let mut registry = Metrics::default();
         let settings = volumedriver::Settings { journal_mib: 32, segment_mib: 4, ..Default::default() };
         let driver = Driver::start(
             settings,
@@ -78,6 +144,7 @@ impl World {
         let stores = Stores { open: open.clone(), attach: open };
         let router = Router::start(
             self.kv.clone(),
+            self.membership(),
             driver,
             stores,
             self.clock.clone(),
@@ -252,7 +319,11 @@ async fn a_restart_opens_everything_under_higher_epochs() {
     let transactions = world.revision().await;
     let node = world.start().await;
     node.ready().await;
-    assert_eq!(world.revision().await - transactions, 3, "two for the epochs, and the one of this question");
+    let used = world.revision().await - transactions;
+    assert_eq!(
+        used, 135,
+        "its seat, its lease, two for the claims, one for each begin, and the one of this question"
+    );
     for vdisk in node.router.vdisks() {
         assert_eq!(vdisk.state, crate::VdiskState::Serving, "{:?}", vdisk.reason);
         assert!(vdisk.epoch > before[&vdisk.name], "{}", vdisk.name);
@@ -333,11 +404,12 @@ async fn what_a_crash_cut_short_is_completed_or_resumed() {
     world.store("s1").die_at_put(None);
     let records = Records::new(world.kv.clone());
     let pool = records.load().await.unwrap().vpools.remove(0);
-    let mut half = crate::registry::VdiskRecord::new(VolumeId(5), GIB, 8 << 20, common::Epoch(1), "");
-    let node_id = records.node(&*world.clock).await.unwrap();
-    half.owner = node_id;
+    let mut half = crate::registry::VdiskRecord::new(VolumeId(5), GIB, 8 << 20);
     half.state = crate::registry::VdiskLife::Creating;
-    records.add_vdisk(&pool.0, pool.1.revision, &"half".parse().unwrap(), &half, None).await.unwrap();
+    let name: Name = "half".parse().unwrap();
+    let owner = world.name.parse().unwrap();
+    let volume = VolumeRecord::new(pool.0.clone(), name.clone(), owner, dtl::Config::default());
+    records.add_vdisk(&pool.0, pool.1.revision, &(name, half, volume), None).await.unwrap();
 
     let node = world.start().await;
     node.ready().await;
@@ -362,7 +434,8 @@ async fn a_taken_place_is_refused_and_adoption_brings_its_vdisks_back() {
     assert_eq!(node.add("q", "nowhere", false).await.unwrap_err().kind, ErrorKind::Invalid);
     node.stop().await;
 
-    let elsewhere = World { kv: Arc::new(SimKv::new()), disk: Arc::new(SimDisk::new()), ..world };
+    let (kv, disk, device) = (Arc::new(SimKv::new()), Arc::new(SimDisk::new()), VolumeId(9));
+    let elsewhere = World { kv, disk, device, ..world };
     let node = elsewhere.start().await;
     let (pool, adopted) = node.add("other", "s1", true).await.unwrap();
     assert_eq!(pool.vdisks, 1);
@@ -443,6 +516,10 @@ impl World {
 
     async fn kv_keys(&self) -> Vec<String> {
         let pairs = self.kv.scan("").await.unwrap();
-        pairs.into_iter().map(|p| p.key).filter(|key| key != "node").collect()
+        pairs
+            .into_iter()
+            .map(|p| p.key)
+            .filter(|key| !key.starts_with("node/") && !key.starts_with("router/"))
+            .collect()
     }
 }

@@ -2,12 +2,12 @@
 
 use super::Router;
 use super::vpools::named;
-use crate::registry::{Stored, VdiskLife, VdiskRecord, VpoolLife};
+use crate::registry::{Stored, VdiskLife, VdiskRecord, VolumeRecord, VpoolLife, vdisk_key};
 use crate::sizes;
 use crate::vdisk::{Phase, Vdisk, VdiskInfo};
 use crate::vpool::Vpool;
 use common::error::Context;
-use common::{Epoch, Error, ErrorKind, Name, Result, VolumeId};
+use common::{Error, ErrorKind, Name, Result, VolumeId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::MutexGuard;
@@ -46,7 +46,7 @@ impl Router {
         sizes::check_size(spec.size, cluster_size)?;
         sizes::check_sco_size(sco_size, cluster_size)?;
         let id = VolumeId(self.clock.random_u128());
-        let record = VdiskRecord::new(id, spec.size, sco_size, Epoch(1), &self.node);
+        let record = VdiskRecord::new(id, spec.size, sco_size);
         self.add_vdisk(&vpool, spec.name, record, None).await
     }
 
@@ -70,19 +70,26 @@ impl Router {
         let pool = vpool.pool()?;
         record.state = VdiskLife::Creating;
         let unchanged = parent.as_ref().map(|(name, revision, _)| (*name, *revision));
-        let added = self.records.add_vdisk(&vpool.name, vpool_revision, &name, &record, unchanged).await;
+        let dtl = self.cluster.default_config(self.settings.dtl);
+        let volume =
+            VolumeRecord::created(vpool.name.clone(), name.clone(), self.cluster.incarnation()?, dtl);
+        let new = (name.clone(), record, volume);
+        let making = self.making(vdisk_key(&vpool.name, &name));
+        let added = self.records().add_vdisk(&vpool.name, vpool_revision, &new, unchanged).await;
         let revision = match added {
             Ok(revision) => revision,
             Err(error) if error.kind == ErrorKind::Conflict => {
-                let there = self.records.vdisk(&vpool.name, &name).await?.is_some();
+                let there = self.records().vdisk(&vpool.name, &name).await?.is_some();
                 return Err(if there { exists() } else { error });
             }
             Err(error) => return Err(error),
         };
-        let stored = Stored { record, revision };
+        let (_, record, volume) = new;
+        let stored = (Stored { record, revision }, Stored { record: volume, revision });
         let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, self.clock.clone());
         let _work = vdisk.work.lock().await;
         self.catalog.write().vdisks.insert((vpool.name.clone(), name), vdisk.clone());
+        drop(making);
         drop(parent);
 
         if let Err(error) = self.finish_create(&vdisk, &pool).await {
@@ -94,7 +101,7 @@ impl Router {
             vdisk.tried(Phase::Failed(error));
             vpool.kick.notify_one();
         }
-        Ok(vdisk.info())
+        Ok(self.info(&vdisk))
     }
 
     /// Takes back a creation that failed; what can't be taken back now is resumed by the keeper.
@@ -131,7 +138,7 @@ impl Router {
             if let Err(error) = router.change_record(&vdisk, |record| record.size = size).await {
                 tracing::warn!(vdisk = %vdisk, %error, "can't note the new size in the registry");
             }
-            Ok(vdisk.info())
+            Ok(router.info(&vdisk))
         };
         self.tasks.run(format!("resize vDisk {vpool}/{name}"), work).await
     }
@@ -152,7 +159,7 @@ impl Router {
                 vdisk.must_not_be_template()?;
             }
             router.change_record(&vdisk, |record| record.read_only = read_only).await?;
-            Ok(vdisk.info())
+            Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
     }
@@ -215,7 +222,7 @@ impl Router {
                 })?;
             }
         }
-        Ok((vdisk.info(), done))
+        Ok((self.info(&vdisk), done))
     }
 
     /// Deletes a vDisk, its snapshots and its objects. One that has clones is refused, with their names. One

@@ -1,7 +1,9 @@
 //! vPools: create, adopt, delete, detach.
 
 use super::{OpenedStore, Router};
-use crate::registry::{ParentRecord, Stored, VdiskRecord, VpoolLife, VpoolRecord};
+use crate::registry::{
+    NewVdisk, ParentRecord, Stored, VdiskRecord, VolumeRecord, VpoolLife, VpoolRecord, vdisk_key, vpool_key,
+};
 use crate::sizes;
 use crate::vdisk::{Phase, Vdisk};
 use crate::vpool::{PoolPhase, Vpool, VpoolInfo};
@@ -139,18 +141,25 @@ impl Router {
             }
         };
         let adopted = adopted_names(&images);
-        let vdisks: Vec<(Name, VdiskRecord)> = adopted
+        let vdisks: Vec<NewVdisk> = adopted
             .iter()
             .filter_map(|adopted| {
                 let image = images.iter().find(|image| image.id == adopted.id)?;
-                let mut record =
-                    VdiskRecord::new(image.id, image.size, image.sco_size, image.epoch, &self.node);
+                let mut record = VdiskRecord::new(image.id, image.size, image.sco_size);
                 record.parent = image.parent.map(ParentRecord::from);
-                Some((adopted.name.clone(), record))
+                // What this router's write buffer still has of it counts; nobody else is known to have anything.
+                let names = (spec.name.clone(), adopted.name.clone());
+                let (me, journal) = (self.cluster.me().clone(), self.cluster.write_buffer().clone());
+                let dtl = self.cluster.default_config(self.settings.dtl);
+                let volume = VolumeRecord::found(names, image.epoch, me, journal, dtl);
+                Some((adopted.name.clone(), record, volume))
             })
             .collect();
         let record = VpoolRecord::new(pool.info.id, spec.backend, pool.info.cluster_size, warning.clone());
-        let revision = match self.records.add_vpool(&spec.name, &record, &vdisks).await {
+        let making =
+            vdisks.iter().map(|(name, ..)| vdisk_key(&spec.name, name)).chain([vpool_key(&spec.name)]);
+        let making: Vec<_> = making.map(|key| self.making(key)).collect();
+        let revision = match self.records().add_vpool(&spec.name, &record, &vdisks).await {
             Ok(revision) => revision,
             Err(error) => {
                 // Leave the place as it was found, unless the registry may have it after all.
@@ -166,12 +175,13 @@ impl Router {
         {
             let mut catalog = self.catalog.write();
             catalog.vpools.insert(spec.name.clone(), vpool.clone());
-            for (name, record) in vdisks {
-                let stored = Stored { record, revision };
+            for (name, record, volume) in vdisks {
+                let stored = (Stored { record, revision }, Stored { record: volume, revision });
                 let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, self.clock.clone());
                 catalog.vdisks.insert((spec.name.clone(), name), vdisk);
             }
         }
+        drop(making);
         self.clone().keep(vpool.clone())?;
         Ok((vpool.info(adopted.len()), adopted))
     }
@@ -225,7 +235,7 @@ impl Router {
             }
             let Stored { mut record, revision } = vpool.stored();
             record.state = VpoolLife::Deleting;
-            let revision = self.records.put_vpool(&vpool.name, &record, revision).await?;
+            let revision = self.records().put_vpool(&vpool.name, &record, revision).await?;
             vpool.set_stored(Stored { record, revision });
         }
         let result = self.finish_vpool_delete(vpool).await;
@@ -251,7 +261,7 @@ impl Router {
         }
         drop(deletes);
         pool.store.delete("vpool").await?;
-        self.records.remove_vpool(&vpool.name, vpool.stored().revision, &[]).await?;
+        self.records().remove_vpool(&vpool.name, vpool.stored().revision, &[]).await?;
         self.forget(vpool);
         Ok(())
     }
@@ -310,8 +320,8 @@ impl Router {
                     }
                 }
             }
-            let records: Vec<_> = vdisks.iter().map(|v| (v.name.clone(), v.stored().revision)).collect();
-            self.records.remove_vpool(&vpool.name, vpool.stored().revision, &records).await
+            let records: Vec<_> = vdisks.iter().map(|v| (v.name.clone(), v.id, v.stored().revision)).collect();
+            self.records().remove_vpool(&vpool.name, vpool.stored().revision, &records).await
         }
         .await;
         if let Err(error) = result {
@@ -330,7 +340,7 @@ impl Router {
         Ok(())
     }
 
-    fn forget(&self, vpool: &Vpool) {
+    pub(super) fn forget(&self, vpool: &Vpool) {
         let mut catalog = self.catalog.write();
         catalog.vdisks.retain(|(pool, _), _| *pool != vpool.name);
         catalog.vpools.remove(&vpool.name);

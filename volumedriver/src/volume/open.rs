@@ -180,6 +180,7 @@ pub(crate) async fn open(
         wake: Notify::new(),
         history: OnceLock::new(),
         replicas: opening.map(|opening| Replicas::new(opening.peers.clone())),
+        authority: opening.map(|opening| opening.authority.clone()),
         claims_free: Notify::new(),
     });
 

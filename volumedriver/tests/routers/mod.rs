@@ -3,7 +3,8 @@
 
 use crate::world::{CLUSTER, VOLUME, settings};
 use async_trait::async_trait;
-use common::sim::{SimClock, SimDisk, SimObjectStore, SimTable};
+use common::kv::Registry as _;
+use common::sim::{SimClock, SimDisk, SimKv, SimObjectStore, SimTable};
 use common::{Clock, Epoch, Error, Lsn, Name, Result, VolumeId};
 use dtl::client::Client;
 use dtl::metrics::ServiceMetrics;
@@ -464,6 +465,8 @@ impl Routers {
             forced,
             peers: Arc::new(view),
             patience: Patience::default(),
+            // What a lease stops is shown by the object router's tests.
+            authority: SimKv::new().hold(Duration::from_secs(2)).await?,
         };
         self.driver(n).take_over(&self.pool, VOLUME, epoch, &opening).await
     }

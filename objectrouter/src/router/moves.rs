@@ -1,0 +1,281 @@
+//! Volumes that go to another router: moved by an operator, given away at a stop, and taken by force.
+//!
+//! A move does not wait for the backend where a peer has the tail already (R7): the volume is closed here and given up
+//! with the name of the router that is to claim it. Where nobody else has the tail, it is sent to the backend first,
+//! while the volume serves, and what was written meanwhile in the short time in which it does not.
+
+use super::Router;
+use crate::cluster::succession::is_replicated;
+use crate::registry::{NodeRecord, RouterRecord, Stored};
+use crate::vdisk::{Phase, Vdisk, VdiskInfo};
+use common::error::Context;
+use common::{Error, ErrorKind, Name, Result};
+use futures::StreamExt;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use volumedriver::Volume;
+
+/// How long what is not at a peer may take to the backend, while the volume serves.
+const DRAIN: Duration = Duration::from_secs(600);
+/// The same while it does not.
+const LAST_DRAIN: Duration = Duration::from_secs(20);
+/// How long the other router may take to open it.
+const ARRIVAL: Duration = Duration::from_secs(15);
+/// Between two looks whether it has.
+const LOOK: Duration = Duration::from_millis(20);
+/// vDisks that are moved at a time when a router gives all of them away.
+const MOVES: usize = 4;
+/// Between two rounds of a router that drains.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// A storage router, as an operator sees it.
+#[derive(Debug, Clone)]
+pub struct RouterInfo {
+    /// Its name.
+    pub name: Name,
+    /// What it says of itself, when it is there.
+    pub node: Option<NodeRecord>,
+    /// It gives its vDisks away, and takes none.
+    pub draining: bool,
+    /// vDisks that it owns.
+    pub vdisks: usize,
+}
+
+impl Router {
+    /// All storage routers that belong here, in order of name.
+    pub async fn routers(&self) -> Result<Vec<RouterInfo>> {
+        let nodes = self.cluster.nodes();
+        let mut owned: BTreeMap<Name, usize> = BTreeMap::new();
+        for vdisk in self.all_vdisks() {
+            let volume = vdisk.owned().record;
+            *owned
+                .entry(volume.holder.map_or(volume.registration.owner, |holder| holder.node))
+                .or_default() += 1;
+        }
+        let known = self.records().routers().await?;
+        let info = |(name, record): (Name, RouterRecord)| RouterInfo {
+            node: nodes.get(&name).cloned(),
+            draining: record.draining,
+            vdisks: owned.get(&name).copied().unwrap_or(0),
+            name,
+        };
+        Ok(known.into_iter().map(info).collect())
+    }
+
+    /// Gives a vDisk to another router; returns when it serves there. Its clients wait meanwhile.
+    ///
+    /// # Errors
+    /// `NotFound` when that router is not there, `Denied` when it takes no vDisks, `NotOwner` when the vDisk is not
+    /// this router's. After any other the vDisk is here or there, and opens by itself.
+    pub async fn move_vdisk(self: &Arc<Self>, vpool: &str, name: &str, to: &Name) -> Result<VdiskInfo> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        let Some(node) = self.cluster.node(to) else {
+            let there: Vec<_> = self.cluster.nodes().into_keys().map(|name| name.to_string()).collect();
+            return Err(Error::not_found(format!(
+                "storage router '{to}' is not there; there are {}",
+                there.join(", ")
+            )));
+        };
+        if node.draining {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!("storage router '{to}' is draining: it takes no vDisks"),
+            ));
+        }
+        self.serve(&vdisk).await?;
+        if to == self.cluster.me() {
+            return Ok(self.info(&vdisk));
+        }
+        let (router, to) = (self.clone(), to.clone());
+        let task = format!("move vDisk {vdisk} to {to}");
+        let work = async move {
+            router.do_move(&vdisk, &to).await.context(format!("vDisk '{vdisk}' was not moved to '{to}'"))?;
+            Ok(router.info(&vdisk))
+        };
+        self.tasks.run(task, work).await
+    }
+
+    async fn do_move(&self, vdisk: &Arc<Vdisk>, to: &Name) -> Result<()> {
+        let has_tail = |v: &Vdisk| {
+            let record = v.owned().record;
+            is_replicated(&record) && record.registration.config.peers.iter().any(|peer| peer.node == *to)
+        };
+        let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
+        if !has_tail(vdisk) {
+            // Twice: what came while the first one was under way is little.
+            volume.drain(DRAIN).await?;
+            volume.drain(DRAIN).await?;
+        }
+        {
+            let _work = vdisk.work.lock().await;
+            let why = Error::new(ErrorKind::NotOwner, format!("it is on its way to router '{to}'"));
+            let Some(volume) = vdisk.evict(why) else { return Err(vdisk.why_closed()) };
+            let peer = has_tail(vdisk);
+            let done = if peer { volume.log_flush().await.map(drop) } else { volume.drain(LAST_DRAIN).await };
+            if let Err(error) = done {
+                vdisk.tried(Phase::Open(volume));
+                return Err(error);
+            }
+            volume.close().await;
+            if let Err(error) = self.let_go(&[(vdisk.clone(), !peer)], Some(to)).await {
+                // Whether that was noted or not, the registry says whose it is.
+                self.relearn_volume(vdisk).await;
+                vdisk.forgive();
+                vdisk.pool.kick.notify_one();
+                return Err(error);
+            }
+        }
+        self.arrived(vdisk, to).await
+    }
+
+    /// Waits until a router serves what was sent there.
+    async fn arrived(&self, vdisk: &Vdisk, to: &Name) -> Result<()> {
+        let until = self.clock.now() + ARRIVAL;
+        loop {
+            let volume = vdisk.owned().record;
+            let begun = volume.registration.epoch == volume.registration.claimed;
+            if begun && volume.holder.as_ref().is_some_and(|holder| holder.node == *to) {
+                return Ok(());
+            }
+            if self.clock.now() >= until {
+                return Err(Error::unavailable(format!(
+                    "router '{to}' has not opened it in {ARRIVAL:?}; it goes on trying"
+                )));
+            }
+            self.clock.sleep(LOOK).await;
+        }
+    }
+
+    /// Opens a vDisk here without what can't be had of what was acknowledged, which is recorded. It must not be served
+    /// anywhere.
+    pub async fn force_vdisk(self: &Arc<Self>, vpool: &str, name: &str) -> Result<VdiskInfo> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        let router = self.clone();
+        let task = format!("force vDisk {vdisk}");
+        let work = async move {
+            let _work = vdisk.work.lock().await;
+            if vdisk.volume().is_some() {
+                return Err(Error::conflict(format!(
+                    "vDisk '{vdisk}' is open here: there is nothing to force"
+                )));
+            }
+            let pool = vdisk.pool.pool()?;
+            let claim = router.claim_anyway(&vdisk, router.cluster.seat()?).await?;
+            tracing::warn!(vdisk = %vdisk, "opened by force");
+            let opening = router.opening(&claim, true);
+            let epoch = claim.volume.registration.claimed;
+            let volume = router.driver.take_over(&pool, vdisk.id, epoch, &opening).await?;
+            router.opened(&vdisk, volume).await;
+            Ok(router.info(&vdisk))
+        };
+        self.tasks.run(task, work).await
+    }
+
+    /// Lets this router give its vDisks away and take none, or ends that. It lasts over restarts. Those that nobody else
+    /// can have stay.
+    pub async fn drain_router(self: &Arc<Self>, draining: bool) -> Result<()> {
+        let name = self.cluster.me().clone();
+        let Some(Stored { mut record, revision }) = self.records().router(&name).await? else {
+            return Err(Error::not_found(format!("the registry has no storage router '{name}'")));
+        };
+        record.draining = draining;
+        self.cluster.announce(&record, revision).await?;
+        if draining {
+            let router = self.clone();
+            self.tasks.spawn("give all vDisks away", async move { router.give_away().await })?;
+        }
+        Ok(())
+    }
+
+    async fn give_away(self: &Arc<Self>) {
+        loop {
+            if self.cluster.node(self.cluster.me()).is_none_or(|node| !node.draining) {
+                return;
+            }
+            let mine: Vec<_> = self.all_vdisks().into_iter().filter(|v| v.volume().is_some()).collect();
+            if mine.is_empty() {
+                tracing::info!("this router has given all its vDisks away");
+                return;
+            }
+            futures::stream::iter(mine)
+                .for_each_concurrent(MOVES, |vdisk| async move {
+                    let Some(to) = self.heir(&vdisk) else { return };
+                    if let Err(error) = self.do_move(&vdisk, &to).await {
+                        tracing::warn!(vdisk = %vdisk, %to, %error, "can't give a vDisk away yet");
+                    }
+                })
+                .await;
+            if !self.tasks.sleep(&*self.clock, ROUND).await {
+                return;
+            }
+        }
+    }
+
+    /// Who is to have a vDisk when this router gives it away: a peer that has its tail, or anybody.
+    fn heir(&self, vdisk: &Vdisk) -> Option<Name> {
+        let mut there = self.cluster.nodes();
+        there.remove(self.cluster.me());
+        there.retain(|_, node| !node.draining);
+        let mut record = vdisk.owned().record;
+        if !is_replicated(&record) {
+            record.registration.clean = true;
+            record.registration.tails.clear();
+        }
+        record.holder = None;
+        record.moving_to = None;
+        crate::cluster::succession::successor(vdisk.id, &record, &there)
+    }
+
+    /// Ends the background work and gives the volumes up: what peers have goes to them at once, of the rest what can be
+    /// uploaded before `deadline` has passed is uploaded. What clients were told is durable stays so.
+    pub async fn shutdown(&self, deadline: Duration) {
+        let begin = self.clock.now();
+        for name in self.tasks.stop(&*self.clock, deadline / 2).await {
+            tracing::warn!(task = name, "cut short at shutdown; the next start resumes it");
+        }
+        let mut given: BTreeMap<Name, Vec<(Arc<Vdisk>, bool)>> = BTreeMap::new();
+        let mut rest = Vec::new();
+        for vdisk in self.all_vdisks() {
+            let Some(volume) = vdisk.volume() else { continue };
+            match self.heir(&vdisk).filter(|_| is_replicated(&vdisk.owned().record)) {
+                Some(heir) => given.entry(heir).or_default().push((vdisk, false)),
+                None => rest.push((vdisk, volume)),
+            }
+        }
+        for (heir, vdisks) in given {
+            futures::stream::iter(&vdisks)
+                .for_each_concurrent(64, |(vdisk, _)| async move {
+                    let why = Error::new(ErrorKind::NotOwner, "this router stops");
+                    if let Some(volume) = vdisk.evict(why) {
+                        if let Err(error) = volume.log_flush().await {
+                            tracing::warn!(vdisk = %vdisk, %error, "can't flush before it is given away");
+                        }
+                        volume.close().await;
+                    }
+                })
+                .await;
+            tracing::info!(vdisks = vdisks.len(), to = %heir, "vDisks are given away");
+            if let Err(error) = self.let_go(&vdisks, Some(&heir)).await {
+                tracing::warn!(%error, "can't give vDisks away; others take them when the lease ends");
+            }
+        }
+        let left = deadline.saturating_sub(self.clock.now().saturating_sub(begin));
+        let drained = self.driver.shutdown(left).await;
+        let rest: Vec<(Arc<Vdisk>, bool)> = rest
+            .into_iter()
+            .map(|(vdisk, _): (Arc<Vdisk>, Arc<Volume>)| {
+                let clean = drained.contains(&vdisk.id);
+                (vdisk, clean)
+            })
+            .collect();
+        if let Err(error) = self.let_go(&rest, None).await {
+            tracing::warn!(%error, "can't note in the registry that this router stops");
+        }
+        if let Ok(seat) = self.cluster.seat()
+            && let Err(error) = seat.release().await
+        {
+            tracing::warn!(%error, "can't leave the registry's seat; it ends by itself");
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Two and three routers on one registry and one store.
+
+use super::*;
+use crate::VdiskState;
+use crate::registry::Incarnation;
+
+/// Further routers beside `world`, each with a disk and a DTL of its own.
+fn beside(world: &World, name: &str, device: u128) -> World {
+    World {
+        kv: world.kv.clone(),
+        disk: Arc::new(SimDisk::new()),
+        stores: world.stores.clone(),
+        clock: world.clock.clone(),
+        device: VolumeId(device),
+        name: name.to_string(),
+        wire: world.wire.clone(),
+    }
+}
+
+impl World {
+    fn with_dtl(&self) {
+        let store = Store::memory(Limits::default(), self.clock.clone());
+        let settings = dtl::service::Settings::default();
+        let service = Service::new(store, settings, self.clock.clone(), ServiceMetrics::default());
+        self.wire.services.lock().insert(self.name.clone(), service);
+    }
+
+    async fn volume(&self, id: VolumeId) -> VolumeRecord {
+        Records::new(self.kv.clone()).volume(id).await.unwrap().unwrap().record
+    }
+}
+
+impl Node {
+    async fn until(&self, what: &str, holds: impl Fn(&VdiskInfo) -> bool) -> VdiskInfo {
+        for _ in 0..2000 {
+            if let Ok(info) = self.router.vdisk("p", "d")
+                && holds(&info)
+            {
+                return info;
+            }
+            self.router.clock.sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never {what}: {:?}", self.router.vdisk("p", "d"));
+    }
+
+    async fn serving(&self) -> VdiskInfo {
+        self.until("serving", |info| info.state == VdiskState::Serving).await
+    }
+
+    async fn in_sync(&self) -> VdiskInfo {
+        let in_sync =
+            |info: &VdiskInfo| info.dtl.status == dtl::Status::InSync && info.state == VdiskState::Serving;
+        self.until("in sync", in_sync).await
+    }
+
+    /// The registry has not heard of it for long, and it does nothing about that: a zombie.
+    async fn expire(&self, world: &World) {
+        let lease = self.router.cluster.incarnation().unwrap().lease;
+        self.router.tasks.stop(&*world.clock, Duration::ZERO).await;
+        world.kv.expire(lease);
+    }
+
+    async fn first(&self) -> u8 {
+        self.open("p/d").await.unwrap().read(0, 1).await.unwrap()[0]
+    }
+}
+
+fn block(byte: u8) -> Bytes {
+    Bytes::from(vec![byte; 4096])
+}
+
+/// Routers a, b and c with a vDisk `p/d` of a's, replicated to one of the others.
+async fn three() -> ([World; 3], [Node; 3]) {
+    let a = World::new();
+    let worlds = [beside(&a, "b", 2), beside(&a, "c", 3)];
+    let [b, c] = worlds;
+    let worlds = [a, b, c];
+    for world in &worlds {
+        world.with_dtl();
+    }
+    let [a, b, c] = &worlds;
+    let nodes = [a.start().await, b.start().await, c.start().await];
+    for _ in 0..100 {
+        if nodes.iter().all(|node| node.router.nodes().len() == 3) {
+            break;
+        }
+        a.clock.sleep(Duration::from_millis(10)).await;
+    }
+    nodes[0].vpool("p", "s1").await;
+    nodes[0].vdisk("p", "d").await.unwrap();
+    nodes[0].in_sync().await;
+    for node in &nodes[1..] {
+        node.until("known", |info| info.state == VdiskState::Elsewhere).await;
+    }
+    (worlds, nodes)
+}
+
+/// Who else has the tail, and who has nothing.
+async fn roles(worlds: &[World; 3], id: VolumeId) -> (usize, usize) {
+    let record = worlds[0].volume(id).await;
+    let peer = record.registration.config.peers[0].node.to_string();
+    if peer == "b" { (1, 2) } else { (2, 1) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_router_serves_and_the_others_know_whose_it_is() {
+    let (_worlds, nodes) = three().await;
+    let info = nodes[1].router.vdisk("p", "d").unwrap();
+    assert_eq!((info.owner.as_str(), info.state), ("a", VdiskState::Elsewhere));
+    assert_eq!(nodes[1].open("p/d").await.err().unwrap().kind, ErrorKind::NotOwner);
+    assert_eq!(nodes[0].router.vdisk("p", "d").unwrap().dtl.mode, dtl::Mode::Sync);
+    // What one deletes is gone everywhere.
+    nodes[0].router.delete_vdisk("p", "d", false).await.unwrap();
+    for node in &nodes {
+        for _ in 0..100 {
+            if node.router.vdisk("p", "d").is_err() {
+                break;
+            }
+            node.router.clock.sleep(Duration::from_millis(10)).await;
+        }
+        assert!(node.router.vdisk("p", "d").is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_takes_over_what_was_acknowledged_and_the_old_owner_says_nothing_more() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let (peer, other) = roles(&worlds, id).await;
+    let client = nodes[0].open("p/d").await.unwrap();
+    client.write(0, block(7), false).await.unwrap();
+    nodes[0].expire(&worlds[0]).await;
+    assert_eq!(client.write(4096, block(8), false).await.unwrap_err().kind, ErrorKind::NotOwner);
+    assert_eq!(client.read(0, 1).await.unwrap_err().kind, ErrorKind::NotOwner);
+    let info = nodes[peer].serving().await;
+    assert_eq!(nodes[peer].first().await, 7);
+    assert_eq!(info.owner.as_str(), worlds[peer].name);
+    assert!(nodes[other].open("p/d").await.is_err());
+    assert!(client.read(0, 1).await.is_err());
+    // Replicated again, to whoever is left.
+    nodes[peer].in_sync().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_lost_its_seat_takes_another_one_and_opens_what_is_still_its_own() {
+    let (worlds, nodes) = three().await;
+    let before = nodes[0].router.vdisk("p", "d").unwrap();
+    let client = nodes[0].open("p/d").await.unwrap();
+    client.write(0, block(7), false).await.unwrap();
+    worlds[0].kv.expire(nodes[0].router.cluster.incarnation().unwrap().lease);
+    // It is back before anybody else moves.
+    let again = nodes[0].until("open anew", |info| info.epoch > before.epoch && info.status.is_some()).await;
+    assert_eq!(again.owner.as_str(), "a");
+    assert!(client.read(0, 1).await.is_err(), "a handle of the old epoch is for nothing");
+    assert_eq!(nodes[0].first().await, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_else_has_is_left_alone_until_its_owner_is_back_or_an_operator_forces_it() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    nodes[0].router.drain_vdisk("p", "d", Some(Duration::from_secs(60))).await.unwrap();
+    let client = nodes[0].open("p/d").await.unwrap();
+    // Nobody replicates: the registry says so before the write is answered.
+    worlds[0].wire.cut.send_replace(true);
+    client.write(0, block(5), false).await.unwrap();
+    assert_eq!(worlds[0].volume(id).await.registration.config.status, dtl::Status::Degraded);
+    drop(client);
+    let [a, b, c] = nodes;
+    // Killed: what it had in its disk stays there.
+    a.expire(&worlds[0]).await;
+    a.router.find_vdisk("p", "d").unwrap().volume().unwrap().close().await;
+    let orphan = b.until("orphaned", |info| info.state == VdiskState::Orphaned).await;
+    assert!(orphan.reason.unwrap().contains("'a'"));
+    worlds[0].clock.sleep(Duration::from_secs(30)).await;
+    assert_eq!(c.router.vdisk("p", "d").unwrap().state, VdiskState::Orphaned);
+    let forced = b.router.force_vdisk("p", "d").await.unwrap();
+    assert_eq!(forced.losses.len(), 1, "{forced:?}");
+    assert_eq!(b.first().await, 0, "what was lost is not there, and it is recorded");
+    assert_eq!(worlds[0].volume(id).await.registration.losses.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_loses_nothing_wherever_it_goes() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let (peer, other) = roles(&worlds, id).await;
+    let name = |n: usize| worlds[n].name.parse::<Name>().unwrap();
+    nodes[0].open("p/d").await.unwrap().write(0, block(1), false).await.unwrap();
+    // To who has the tail, and on to who has not.
+    nodes[0].router.move_vdisk("p", "d", &name(peer)).await.unwrap();
+    nodes[peer].serving().await;
+    assert_eq!(nodes[peer].first().await, 1);
+    nodes[peer].open("p/d").await.unwrap().write(0, block(2), false).await.unwrap();
+    nodes[peer].router.move_vdisk("p", "d", &name(other)).await.unwrap();
+    nodes[other].serving().await;
+    assert_eq!(nodes[other].first().await, 2);
+    let refused = nodes[0].router.move_vdisk("p", "d", &name(peer)).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NotOwner);
+    let refused = nodes[other].router.move_vdisk("p", "d", &"nobody".parse().unwrap()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NotFound);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_stops_gives_its_vdisks_away_and_one_that_drains_takes_none_back() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let (peer, _) = roles(&worlds, id).await;
+    nodes[0].open("p/d").await.unwrap().write(0, block(3), false).await.unwrap();
+    let mut nodes = nodes.map(Some);
+    nodes[0].take().unwrap().stop().await;
+    let now = nodes[peer].as_ref().unwrap();
+    now.serving().await;
+    assert_eq!(now.first().await, 3);
+    // The first one is back, and the second one drains.
+    let back = worlds[0].start().await;
+    back.until("elsewhere", |info| info.state == VdiskState::Elsewhere).await;
+    now.in_sync().await;
+    now.router.drain_router(true).await.unwrap();
+    now.until("given away", |info| info.state == VdiskState::Elsewhere).await;
+    let routers = now.router.routers().await.unwrap();
+    let drained = routers.iter().find(|r| r.name.as_str() == worlds[peer].name).unwrap();
+    assert_eq!((drained.draining, drained.vdisks), (true, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_belongs_to_one_data_directory() {
+    let a = World::new();
+    let _node = a.start().await;
+    let twin = beside(&a, "a", 77);
+    let mut registry = Metrics::default();
+    let driver = Driver::start(
+        volumedriver::Settings { journal_mib: 32, segment_mib: 4, ..Default::default() },
+        twin.disk.clone(),
+        Arc::new(SimTable::new()),
+        twin.clock.clone(),
+        &mut registry,
+    )
+    .await
+    .unwrap();
+    let open: OpenStore = Arc::new(|_| Box::pin(async { Err(Error::unavailable("none")) }));
+    let stores = Stores { open: open.clone(), attach: open };
+    let refused = Router::start(
+        twin.kv.clone(),
+        twin.membership(),
+        driver,
+        stores,
+        twin.clock.clone(),
+        Settings::default(),
+        &mut registry,
+    );
+    let refused = refused.await.err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::Conflict);
+    assert!(refused.message().contains("router remove a"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_claims_what_somebody_alive_holds() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let before = worlds[0].volume(id).await;
+    let refused = nodes[1].router.force_vdisk("p", "d").await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
+    let lease = nodes[0].router.cluster.incarnation().unwrap().lease;
+    let holder = Some(Incarnation { node: "a".parse().unwrap(), lease });
+    assert_eq!((worlds[0].volume(id).await, before.holder.clone()), (before, holder));
+}
