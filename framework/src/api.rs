@@ -5,6 +5,7 @@
 //! | `vpools`, `vdisks` | the resources |
 //! | `backup` | vDisks as streams |
 //! | `qos` | limits of a vDisk |
+//! | `cluster` | the members of the cluster, and backups of its registry |
 //! | `system` | health, readiness, metrics, log level, version, the OpenAPI document |
 //! | `auth` | the bearer token |
 //! | `extract` | bodies, queries and paths, refused in the API's own words |
@@ -12,6 +13,7 @@
 
 mod auth;
 mod backup;
+mod cluster;
 mod extract;
 mod problem;
 mod qos;
@@ -21,6 +23,8 @@ mod system;
 mod tests;
 mod vdisks;
 mod vpools;
+
+pub use cluster::ClusterControl;
 
 use crate::config::Token;
 use crate::types;
@@ -59,6 +63,8 @@ pub struct State {
     pub metrics: Arc<Registry>,
     /// The log level.
     pub log: LogFilter,
+    /// The cluster.
+    pub cluster: ClusterControl,
     /// What the product is.
     pub version: types::Version,
     /// What clients must send; `None` lets everyone in.
@@ -85,6 +91,9 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(snapshots::template))
         .routes(routes!(backup::export))
         .routes(routes!(backup::import))
+        .routes(routes!(cluster::status))
+        .routes(routes!(cluster::leave))
+        .routes(routes!(cluster::backup))
         .routes(routes!(system::health))
         .routes(routes!(system::log_level, system::set_log_level))
         .routes(routes!(system::version))

@@ -15,6 +15,6 @@ pub mod config;
 pub mod serve;
 pub mod types;
 
-pub use api::{LogFilter, State, app};
+pub use api::{ClusterControl, LogFilter, State, app};
 pub use config::{Settings, Token};
 pub use serve::serve;

@@ -4,11 +4,13 @@
 //! 32 hexadecimal digits; a request with an unknown key is refused.
 
 mod backup;
+mod cluster;
 mod qos;
 mod scrub;
 mod snapshots;
 
 pub use backup::{ExportQuery, ImportQuery, Imported};
+pub use cluster::{BackedUp, Backup, ClusterLeave, ClusterMember, ClusterStatus};
 pub use qos::Qos;
 pub use scrub::{ScrubQuery, ScrubState, Scrubbed};
 pub use snapshots::{

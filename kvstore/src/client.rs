@@ -81,6 +81,11 @@ impl Client {
         }
     }
 
+    /// The same client, for requests that fail when they have no answer after `deadline`.
+    pub fn within(&self, deadline: Duration) -> Self {
+        Self { deadline, ..self.clone() }
+    }
+
     pub(crate) async fn ask(&self, request: Request) -> Result<Response> {
         let until = self.clock.now() + self.deadline;
         Ok(self.route.ask(&request, until).await?.response)

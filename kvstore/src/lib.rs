@@ -11,6 +11,7 @@
 //! | [`client`] | [`Client`] finds the leader and retries exactly once, behind `common::Kv` |
 //! | [`backup`] | the state as a file, and a new group made from it |
 //! | [`upgrade`] | how a registry of one node becomes the first member of a group |
+//! | [`stopped`] | [`Stopped`], the registry of a member that does not run, to be read |
 //! | [`fuzzing`] | decoders as functions of bytes |
 //! | `error`, `wire` | RocksDB's errors, told as ours; bounded encoding |
 //! | `simulation` | worlds from a seed, and the judge of what clients saw; in tests alone |
@@ -32,6 +33,7 @@ pub mod machine;
 pub mod node;
 #[cfg(test)]
 mod simulation;
+pub mod stopped;
 pub mod table;
 pub mod transport;
 pub mod upgrade;
@@ -41,5 +43,6 @@ pub use client::{Client, ClientConfig};
 pub use local::LocalKv;
 pub use machine::{Assert, Event, LeaseId, Op, Page, Range};
 pub use node::{Instance, InstanceConfig};
+pub use stopped::Stopped;
 pub use table::{RocksSettings, RocksTable};
 pub use upgrade::Origin;

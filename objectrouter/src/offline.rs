@@ -17,6 +17,14 @@ pub async fn vpool_backend(kv: Arc<dyn Kv>, vpool: &Name) -> Result<Value> {
         .ok_or_else(|| Error::not_found(format!("there is no vPool '{vpool}' in the registry")))
 }
 
+/// The names of all vPools.
+///
+/// # Errors
+/// Those of reading the registry.
+pub async fn vpools(kv: Arc<dyn Kv>) -> Result<Vec<Name>> {
+    Ok(Records::new(kv).load().await?.vpools.into_iter().map(|(name, _)| name).collect())
+}
+
 /// The volume of a vDisk.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The command line: words only, no work.
 
 pub mod backup;
+pub mod cluster;
 pub mod qos;
 mod snapshots;
 
@@ -50,6 +51,10 @@ pub enum Command {
     Vpool(Vpool),
     /// Create, list, show, resize, limit, drain and delete vDisks
     Vdisk(Vdisk),
+    /// Join, leave and watch a cluster of storage routers
+    Cluster(cluster::Cluster),
+    /// Back up the registry of vPools and vDisks, or make a new one from a backup
+    Registry(cluster::Registry),
     /// Say what is not well; exit code 1 when something does not serve
     Health(Plain),
     /// Show the running router's log filter, or change it until it restarts

@@ -1,6 +1,7 @@
 //! The client commands: one request to the API, one answer on stdout.
 
 mod backup;
+pub mod cluster;
 pub mod commands;
 pub mod http;
 mod qos;
@@ -24,7 +25,7 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 /// Prints an answer as asked.
-fn show<T: Serialize>(output: Output, answer: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
+pub fn show<T: Serialize>(output: Output, answer: &T, table: impl FnOnce(&T) -> String) -> Result<()> {
     match output {
         Output::Json => print(&serde_json::to_string_pretty(answer)?),
         Output::Table => print(&table(answer)),

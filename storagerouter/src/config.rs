@@ -8,6 +8,7 @@ mod suggest;
 #[cfg(test)]
 mod tests;
 
+use crate::cluster::settings::ClusterSettings;
 use crate::failure::Failure;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,10 @@ pub struct Settings {
     pub index: IndexSettings,
     /// `[volumedriver]`.
     pub volumedriver: volumedriver::Settings,
+    /// `[cluster]`.
+    pub cluster: ClusterSettings,
+    /// `[dtl]`.
+    pub dtl: dtl::config::Settings,
 }
 
 /// `[log]`.
@@ -81,6 +86,8 @@ impl Default for Settings {
             objectrouter: Default::default(),
             index: Default::default(),
             volumedriver: Default::default(),
+            cluster: Default::default(),
+            dtl: Default::default(),
         }
     }
 }
@@ -180,7 +187,9 @@ impl Settings {
         self.nbd.check(insecure).map_err(|e| Failure::usage(e.to_string()))?;
         self.api.check(insecure).map_err(Failure::usage)?;
         self.objectrouter.check().map_err(Failure::usage)?;
-        self.volumedriver.check().map_err(Failure::usage)
+        self.volumedriver.check().map_err(Failure::usage)?;
+        self.cluster.check(insecure).map_err(|e| Failure::usage(e.to_string()))?;
+        self.cluster.dtl(&self.dtl).check(insecure).map_err(|e| Failure::usage(e.to_string()))
     }
 
     /// The effective settings as TOML.
@@ -194,6 +203,8 @@ impl Settings {
             ("nbd.tls_key", &self.nbd.tls_key),
             ("api.tls_key", &self.api.tls_key),
             ("api.token_file", &self.api.token_file),
+            ("cluster.tls_key", &self.cluster.tls_key),
+            ("dtl.tls_key", &self.dtl.tls_key),
         ]
         .into_iter()
         .filter_map(|(key, path)| Some((key, path.clone()?)))

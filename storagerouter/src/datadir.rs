@@ -1,14 +1,19 @@
 //! The data directory: who holds it, and which format it has.
 //!
 //! ```text
-//! format      {"format":1,"id":"..."}
+//! format      {"format":2,"id":"..."}
 //! lock        flock'ed by the router that runs; holds its process id
+//! membership  which cluster it belongs to; absent: it is the first of its own
+//! cluster/    its copy of the registry: vPools and vDisks
 //! journal/    the write buffer
+//! dtl/        what it keeps for other routers
 //! read-cache/ clusters that were read again and again: may be deleted while the router is stopped
 //! index/      the cluster index: derived, may be deleted while the router is stopped
-//! registry/   vPools and vDisks
+//! registry/   format 1: the registry of one node, from which `cluster/` was made
 //! nbd.sock    where NBD clients of this machine connect
 //! ```
+//!
+//! Format 2 has `cluster/` in place of `registry/`, which says itself that it has moved.
 //!
 //! A format is raised only together with code that reads the one before: a router opens its own
 //! format and the one before it, brings the directory to its own and writes `format` last. A
@@ -28,7 +33,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The format that this binary writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct FormatFile {
@@ -42,6 +47,7 @@ struct FormatFile {
 pub struct DataDir {
     path: PathBuf,
     id: String,
+    format: u32,
     created: bool,
     /// Holds the lock as long as it is open.
     _lock: File,
@@ -75,7 +81,7 @@ impl DataDir {
                 format
             }
         };
-        Ok(DataDir { path, id: format.id, created, _lock: lock })
+        Ok(DataDir { path, id: format.id, format: format.format, created, _lock: lock })
     }
 
     /// The directory, absolute.
@@ -108,9 +114,28 @@ impl DataDir {
         self.path.join("index")
     }
 
-    /// The registry's directory.
+    /// The directory of this router's copy of the registry.
+    pub fn cluster(&self) -> PathBuf {
+        self.path.join("cluster")
+    }
+
+    /// Where format 1 had the registry of one node.
     pub fn registry(&self) -> PathBuf {
         self.path.join("registry")
+    }
+
+    /// The directory of what is kept for other routers.
+    pub fn dtl(&self) -> PathBuf {
+        self.path.join("dtl")
+    }
+
+    /// Notes that everything in it has the present format: the last step of an upgrade.
+    pub fn raise_format(&self) -> Result<()> {
+        if self.format == FORMAT {
+            return Ok(());
+        }
+        tracing::info!(from = self.format, to = FORMAT, "the data directory was upgraded");
+        write_format(&self.path, &FormatFile { format: FORMAT, id: self.id.clone() })
     }
 }
 
@@ -238,15 +263,18 @@ fn read_format(path: &Path) -> Result<Option<FormatFile>> {
 }
 
 fn write_format(path: &Path, format: &FormatFile) -> Result<()> {
-    let (fresh, name) = (path.join("format.new"), path.join("format"));
+    Ok(write_durably(path, "format", &serde_json::to_string(format)?)?)
+}
+
+/// Writes the one line of a file in the data directory; a crash leaves the old one or the new one.
+pub fn write_durably(dir: &Path, name: &str, line: &str) -> common::Result<()> {
+    let (fresh, path) = (dir.join(format!("{name}.new")), dir.join(name));
     let write = || -> std::io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(serde_json::to_string(format)?.as_bytes())?;
-        file.write_all(b"\n")?;
+        file.write_all(format!("{line}\n").as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&fresh, &name)
+        std::fs::rename(&fresh, &path)
     };
-    write().with_context(|| format!("writing {}", name.display()))?;
-    common::disk::local::sync_dir(path)?;
-    Ok(())
+    write().map_err(|e| common::Error::io(format!("writing {}", path.display()), &e))?;
+    common::disk::local::sync_dir(dir)
 }

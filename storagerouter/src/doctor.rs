@@ -95,6 +95,8 @@ mod tests {
         let mut settings = Settings { data_dir: Some(path.clone()), ..Settings::default() };
         settings.nbd.listen = "127.0.0.1:0".to_string();
         settings.api.listen = "127.0.0.1:0".to_string();
+        settings.cluster.listen = "127.0.0.1:0".to_string();
+        settings.dtl.listen = "127.0.0.1:0".to_string();
         settings.volumedriver.journal_mib = 64;
         settings.volumedriver.segment_mib = 4;
         let findings = look(&settings, false, &SystemClock::new()).await.unwrap();

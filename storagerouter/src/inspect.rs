@@ -4,6 +4,7 @@ use crate::cli::{self, BackendArgs, Output, RouterArgs};
 use crate::client::commands::backend;
 use crate::client::http::{Api, escape};
 use crate::client::print;
+use crate::cluster;
 use crate::datadir::DataDir;
 use crate::failure::{Exit, Failure};
 use crate::size::human;
@@ -13,7 +14,6 @@ use bytes::Bytes;
 use common::clock::SystemClock;
 use common::{Clock, Kv, Name, ObjectStore, VolumeId};
 use framework::types::{Vdisk, Vpool};
-use kvstore::LocalKv;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -158,7 +158,7 @@ impl Source {
         }
         let data_dir = DataDir::open(path, &**clock)
             .context("to look at a vPool of a router that runs, leave --data-dir away")?;
-        Ok(Source::Registry(Arc::new(LocalKv::open(data_dir.registry())?), data_dir))
+        Ok(Source::Registry(cluster::stopped(&data_dir)?, data_dir))
     }
 
     async fn backend(&self, vpool: &Name) -> Result<Value> {

@@ -6,6 +6,7 @@
 //! | `cli` | the words of the command line |
 //! | `config` | one TOML file from every crate's settings; `--set`; the generated documentation |
 //! | `datadir` | who holds the data directory, and its format |
+//! | `cluster` | this router as a member of a cluster: the registry in its process |
 //! | `serve` | start, run, stop: the wiring |
 //! | `logging` | logs and the panic hook |
 //! | `doctor` | looks at the machine |
@@ -19,6 +20,7 @@
 
 mod cli;
 mod client;
+mod cluster;
 mod config;
 mod datadir;
 mod doctor;
@@ -70,6 +72,8 @@ fn run(command: Command) -> Result<()> {
         }),
         Command::Vpool(args) => block_on(client::commands::vpool(&args)),
         Command::Vdisk(args) => block_on(client::commands::vdisk(&args)),
+        Command::Cluster(args) => block_on(cluster::commands::cluster(&args)),
+        Command::Registry(args) => block_on(cluster::commands::registry(&args)),
         Command::Health(args) => block_on(client::commands::health(&args)),
         Command::LogLevel(args) => block_on(client::commands::log_level(&args)),
         Command::Version(args) => block_on(client::commands::version(&args)),

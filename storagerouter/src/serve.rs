@@ -1,9 +1,11 @@
 //! `serve`: start, run, stop. What starts depends on what started before it; what stops is what
 //! clients see first.
 
+mod keeper;
 mod signals;
 mod system;
 
+use crate::cluster::{Cluster, End, Opening};
 use crate::config::{Settings, Sources};
 use crate::datadir::{self, DataDir};
 use crate::failure::{Exit, Failure};
@@ -12,9 +14,10 @@ use crate::{cli, stores};
 use anyhow::{Context, Result};
 use common::clock::SystemClock;
 use common::disk::local::LocalDisk;
-use common::{Clock, Disk, Error, ErrorKind, Kv, Table};
+use common::{Clock, Disk, Error, ErrorKind, Table};
 use edge::nbd::{Server, TlsMode};
-use kvstore::{LocalKv, RocksTable};
+use keeper::Keeper;
+use kvstore::RocksTable;
 use objectrouter::{Router, RouterExports};
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
@@ -84,15 +87,18 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     let result = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let mut running = tokio::select! {
-            running = Running::start(&settings, &data_dir, clock.clone(), &log) => running?,
+            running = Running::start(&settings, &data_dir, clock.clone(), &log) => match running? {
+                Some(running) => running,
+                None => return Ok(()),
+            },
             number = signals.stop_at_once() => {
                 tracing::info!("told to stop while starting");
                 std::process::exit(128 + number)
             }
         };
-        let name = running.until_stopped(&mut signals, &sources, &log).await?;
+        let why = running.until_stopped(&mut signals, &sources, &log).await?;
         tracing::info!(
-            signal = name,
+            why,
             seconds = settings.shutdown_seconds,
             "stopping; a second signal ends it at once"
         );
@@ -110,9 +116,20 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     result
 }
 
+/// What has to be there before clients may come.
+struct Parts {
+    router: Arc<Router>,
+    cluster: Arc<Cluster>,
+    keeper: Option<Keeper>,
+    api: TcpListener,
+    registry: Registry,
+}
+
 /// A storage router that serves.
 struct Running {
     router: Arc<Router>,
+    cluster: Arc<Cluster>,
+    keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     nbd: JoinHandle<()>,
     api: JoinHandle<common::Result<()>>,
@@ -120,12 +137,13 @@ struct Running {
 }
 
 impl Running {
+    /// Starts everything; nothing when it has left its cluster by that.
     async fn start(
         settings: &Settings,
         data_dir: &DataDir,
         clock: Arc<dyn Clock>,
         log: &LogControl,
-    ) -> Result<Running> {
+    ) -> Result<Option<Running>> {
         let begin = clock.now();
         let took = |since: Duration| format!("{:.1?}", clock.now().saturating_sub(since));
         tracing::info!(
@@ -142,16 +160,25 @@ impl Running {
             drop(listen_on("nbd.listen", address)?);
         }
         let api = listen_on("api.listen", &settings.api.listen)?;
+        let members = listen_on("cluster.listen", &settings.cluster.listen)?;
+        let guests = settings.dtl.tcp().map(|address| listen_on("dtl.listen", address)).transpose()?;
+        let guard = keeper::tls(&settings.dtl, &settings.cluster)?;
 
         system::notify(&[NotifyState::Status("opening the registry and the index")]);
         let since = clock.now();
-        let kv: Arc<dyn Kv> = Arc::new(LocalKv::open(data_dir.registry())?);
+        let mut registry = Registry::default();
+        let opening =
+            Opening { settings: &settings.cluster, data_dir, listener: members, clock: clock.clone() };
+        let Some(cluster) = opening.open(&mut registry).await? else { return Ok(None) };
         let table = open_index(&data_dir.index(), settings)?;
         tracing::info!(took = took(since), "registry and index open");
+        let kept = guests.map(|listener| {
+            let open = keeper::open_store(settings.dtl.clone(), data_dir.dtl(), clock.clone());
+            (listener, tokio::spawn(open))
+        });
 
         system::notify(&[NotifyState::Status("scanning the journal")]);
         let since = clock.now();
-        let mut registry = Registry::default();
         let disk = Arc::new(LocalDisk::open(data_dir.journal())?);
         let driver = Driver::start_with_ssd_cache(
             settings.volumedriver.clone(),
@@ -163,10 +190,17 @@ impl Running {
         )
         .await?;
         tracing::info!(took = took(since), "journal scanned");
+        let keeper = match kept {
+            Some((listener, store)) => {
+                let store = store.await??;
+                Some(Keeper::start(&settings.dtl, store, listener, guard, clock.clone(), &mut registry))
+            }
+            None => None,
+        };
 
         let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
         let router =
-            Router::start(kv, driver, stores, clock.clone(), settings.objectrouter.clone(), &mut registry)
+            Router::start(Arc::new(cluster.client()), driver, stores, clock.clone(), settings.objectrouter.clone(), &mut registry)
                 .await?;
         tracing::info!(
             vpools = router.vpools().len(),
@@ -174,11 +208,12 @@ impl Running {
             node = router.node(),
             "registry read; volumes open in the background"
         );
-        match Self::listen(settings, api, router.clone(), registry, clock.clone(), log).await {
+        let parts = Parts { router: router.clone(), cluster, keeper, api, registry };
+        match Self::listen(settings, parts, clock.clone(), log).await {
             Ok(running) => {
                 system::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
                 tracing::info!(took = took(begin), "serving");
-                Ok(running)
+                Ok(Some(running))
             }
             Err(e) => {
                 router.shutdown(Duration::from_secs(settings.shutdown_seconds)).await;
@@ -190,12 +225,11 @@ impl Running {
     /// Binds the listeners and serves.
     async fn listen(
         settings: &Settings,
-        api: TcpListener,
-        router: Arc<Router>,
-        mut registry: Registry,
+        parts: Parts,
         clock: Arc<dyn Clock>,
         log: &LogControl,
     ) -> Result<Running> {
+        let Parts { router, cluster, keeper, api, mut registry } = parts;
         let exports = Arc::new(RouterExports(router.clone()));
         let mut nbd = settings.nbd.clone();
         nbd.max_connections = system::connections_within_open_files(nbd.max_connections);
@@ -208,6 +242,7 @@ impl Running {
             router: router.clone(),
             metrics: Arc::new(registry),
             log: log_filter(log),
+            cluster: cluster.control(),
             version: framework::types::Version {
                 product: "storagerouter".to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
@@ -223,12 +258,15 @@ impl Running {
             api = url,
             nbd = nbd.local_addr().map(|a| a.to_string()),
             nbd_unix = nbd.unix_path().map(|p| p.display().to_string()),
+            registry = cluster.address(),
             "listening"
         );
         let (stop, stopped) = watch::channel(false);
         let mut api_stopped = stopped.clone();
         Ok(Running {
             router,
+            cluster,
+            keeper,
             nbd: tokio::spawn(nbd.serve(stopped)),
             api: tokio::spawn(framework::serve(api, app, tls, async move {
                 // A sender that is gone means stop, too.
@@ -239,7 +277,7 @@ impl Running {
         })
     }
 
-    /// Serves until a signal comes; its name. A front end that ends by itself is an error.
+    /// Serves until a signal comes, or the router has left its cluster; which it was. What ends by itself is an error.
     async fn until_stopped(
         &mut self,
         signals: &mut Signals,
@@ -248,6 +286,12 @@ impl Running {
     ) -> Result<&'static str> {
         tokio::select! {
             name = signals.stop(sources, log) => Ok(name),
+            end = self.cluster.ended() => match end {
+                End::Left => Ok("it has left its cluster"),
+                End::Failed => Err(anyhow::anyhow!(
+                    "the registry in this process has stopped; why is in the log before this"
+                )),
+            },
             ended = &mut self.nbd => Err(ended_early("the NBD server", ended)),
             ended = &mut self.api => Err(ended_early("the API server", ended)),
         }
@@ -257,7 +301,7 @@ impl Running {
     async fn stop(self, limit: Duration, clock: &dyn Clock) {
         let begin = clock.now();
         let work = limit.saturating_sub(LAST_STEPS);
-        let Running { router, stop, nbd, api, watchdog } = self;
+        let Running { router, cluster, keeper, stop, nbd, api, watchdog } = self;
         let orderly = async {
             let _ = stop.send(true);
             // Requests that wait for a limit are in flight, and end.
@@ -267,6 +311,10 @@ impl Running {
             tracing::info!("no client is connected any more");
             let left = work.saturating_sub(clock.now().saturating_sub(begin));
             router.shutdown(left).await;
+            if let Some(keeper) = keeper {
+                keeper.stop().await;
+            }
+            cluster.stop().await;
         };
         let in_time = tokio::time::timeout(limit, orderly).await.is_ok();
         if let Some(watchdog) = watchdog {

@@ -28,6 +28,10 @@ fn every_command_has_help_with_examples_and_exit_codes_are_told() {
         vec!["vdisk", "qos"],
         vec!["log-level"],
         vec!["inspect"],
+        vec!["cluster"],
+        vec!["cluster", "join"],
+        vec!["cluster", "leave"],
+        vec!["registry"],
         vec!["fsck"],
     ] {
         let help = run(&[command.as_slice(), &["--help"]].concat());
@@ -64,7 +68,7 @@ fn what_config_show_prints_is_a_configuration() {
 
 #[test]
 fn a_listener_beyond_loopback_is_refused_unless_insecure_is_said() {
-    for key in ["nbd.listen", "api.listen"] {
+    for key in ["nbd.listen", "api.listen", "cluster.listen", "dtl.listen"] {
         let set = format!("{key}=0.0.0.0:0");
         refused(&run(&["config", "check", "--set", &set]), 2, &[key, "--insecure"]);
         assert_eq!(run(&["config", "check", "--set", &set, "--insecure"]).code, 0);
@@ -75,18 +79,14 @@ fn a_listener_beyond_loopback_is_refused_unless_insecure_is_said() {
 fn a_taken_port_is_told_with_its_key_and_address_before_anything_is_written() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for key in ["nbd.listen", "api.listen"] {
+    let keys = ["nbd.listen", "api.listen", "cluster.listen", "dtl.listen"];
+    for key in keys {
         let dir = scratch();
-        let other = if key == "nbd.listen" { "api.listen" } else { "nbd.listen" };
-        let answer = run(&[
-            "serve",
-            "--data-dir",
-            dir.path().join("d").to_str().unwrap(),
-            "--set",
-            &format!("{key}={address}"),
-            "--set",
-            &format!("{other}=127.0.0.1:0"),
-        ]);
+        let data = dir.path().join("d");
+        let sets = keys.map(|k| format!("--set={k}={}", if k == key { &address } else { "127.0.0.1:0" }));
+        let mut words = vec!["serve", "--data-dir", data.to_str().unwrap()];
+        words.extend(sets.iter().map(String::as_str));
+        let answer = run(&words);
         refused(&answer, 4, &[key, &address, "--set"]);
         assert!(!dir.path().join("d/journal").exists());
     }
@@ -225,15 +225,9 @@ fn a_router_serves_the_whole_life_of_a_vdisk_and_stops_with_code_0() {
     assert_eq!(router.run(&["log-level", "info,volumedriver=debug"]).code, 0);
     assert!(router.run(&["log-level"]).out.contains("volumedriver=debug"));
     refused(&router.run(&["log-level", "inof"]), 2, &["inof"]);
-    let held = run(&[
-        "serve",
-        "--data-dir",
-        router.data().to_str().unwrap(),
-        "--set",
-        "nbd.listen=127.0.0.1:0",
-        "--set",
-        "api.listen=127.0.0.1:0",
-    ]);
+    let mut words = vec!["serve", "--data-dir", router.data().to_str().unwrap()];
+    words.extend(support::ANY_PORT.iter().flat_map(|setting| ["--set", setting]));
+    let held = run(&words);
     refused(&held, 4, &[&format!("process {}", router.pid())]);
 
     assert_eq!(router.terminate(), 0);

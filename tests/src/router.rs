@@ -18,6 +18,8 @@ pub struct Config {
     pub nbd_port: u16,
     /// TCP port of its API.
     pub api_port: u16,
+    /// TCP port of its registry; 0 is any, which nobody could join.
+    pub registry_port: u16,
     /// `key=value` settings beyond the listeners.
     pub settings: Vec<String>,
     /// Environment, such as credentials.
@@ -34,6 +36,7 @@ impl Config {
             data_dir: data_dir.into(),
             nbd_port,
             api_port,
+            registry_port: 0,
             settings: vec![],
             environment: vec![],
             starter: vec![],
@@ -60,6 +63,11 @@ impl Config {
 
     /// The command line of `storagerouter serve`.
     pub fn command(&self) -> Result<Command> {
+        self.command_of(&["serve"])
+    }
+
+    /// The command line of a command that takes the router's configuration.
+    pub fn command_of(&self, words: &[&str]) -> Result<Command> {
         let program = own_program("storagerouter")?;
         let mut command = match self.starter.split_first() {
             Some((starter, arguments)) => {
@@ -69,9 +77,14 @@ impl Config {
             }
             None => command(program),
         };
-        command.arg("serve").arg("--data-dir").arg(&self.data_dir);
+        command.args(words).arg("--data-dir").arg(&self.data_dir);
         command.args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)]);
         command.args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)]);
+        command.args(["--set", &format!("cluster.listen=127.0.0.1:{}", self.registry_port)]);
+        command.args(["--set", "dtl.listen=127.0.0.1:0"]);
+        for small in ["dtl.size_mib=64", "dtl.volume_mib=16", "dtl.segment_mib=4", "dtl.volumes=256"] {
+            command.args(["--set", small]);
+        }
         for setting in &self.settings {
             command.args(["--set", setting]);
         }
@@ -108,7 +121,8 @@ impl Router {
         Ok(router)
     }
 
-    fn launch(config: Config) -> Result<Self> {
+    /// Starts it and waits for nothing.
+    pub fn launch(config: Config) -> Result<Self> {
         std::fs::create_dir_all(&config.data_dir)?;
         let log = config.data_dir.with_extension("log");
         let process = Process::spawn("storagerouter", config.command()?, &log)?;
@@ -163,9 +177,20 @@ impl Router {
 
     /// Starts it again, and waits only until its API answers.
     pub fn start_again_unready(&mut self) -> Result<()> {
+        self.launch_again()?;
+        self.wait_for("/healthz", 60)
+    }
+
+    /// Starts it again, and waits for nothing.
+    pub fn launch_again(&mut self) -> Result<()> {
         self.process.kill9()?;
         self.process = Process::spawn("storagerouter", self.config.command()?, &self.log)?;
-        self.wait_for("/healthz", 60)
+        Ok(())
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self, seconds: u64) -> Result<ExitStatus> {
+        self.process.wait(seconds)
     }
 
     /// Its process id.

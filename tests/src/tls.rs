@@ -1,5 +1,5 @@
 //! Throw-away certificates in the layout that libnbd, qemu and nbdkit expect
-//! (`ca-cert.pem`, `server-cert.pem`, `server-key.pem`, `client-cert.pem`, `client-key.pem`).
+//! (`ca-cert.pem`, `server-cert.pem`, `server-key.pem`, `client-cert.pem`, `client-key.pem`), and a router's.
 
 use crate::tools::{need, run};
 use anyhow::Result;
@@ -33,7 +33,9 @@ impl Authority {
         let server = "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server";
         template("server.info", &format!("{server}\nencryption_key\nsigning_key"))?;
         template("client.info", "cn = client\ntls_www_client\nencryption_key\nsigning_key")?;
-        for name in ["ca", "server", "client"] {
+        // Routers are both to each other.
+        template("router.info", &format!("{server}\ntls_www_client\nencryption_key\nsigning_key"))?;
+        for name in ["ca", "server", "client", "router"] {
             run(
                 "certtool",
                 [
@@ -58,7 +60,7 @@ impl Authority {
                 &ca_cert,
             ],
         )?;
-        for name in ["server", "client"] {
+        for name in ["server", "client", "router"] {
             let (key, info) = (file(&format!("{name}-key.pem")), file(&format!("{name}.info")));
             let out = file(&format!("{name}-cert.pem"));
             run(

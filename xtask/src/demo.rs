@@ -1,16 +1,16 @@
 //! A storage router to play with: built, started, supervised, with commands to try.
 
 use crate::place;
+use crate::router::{Router, free, stop, terminate};
 use crate::{check, packages};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -43,16 +43,14 @@ enum Block {
 
 /// A running demo: what the commands need to know.
 struct Place {
-    data: PathBuf,
-    nbd_port: u16,
-    api_port: u16,
+    router: Router,
 }
 
 /// `cargo xtask demo`.
 pub fn run(demo: &Demo) -> Result<ExitCode> {
     let data = match &demo.data_dir {
         Some(folder) => std::path::absolute(folder)?,
-        None => place::demo_data()?,
+        None => place::data("storagerouter-demo")?,
     };
     if let Some(block) = demo.print_commands {
         print!("{}", Place::of_running(data)?.commands(block));
@@ -71,12 +69,13 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
         signal_hook::flag::register_usize(signal, seen, 1)?;
     }
     fs::create_dir_all(&data)?;
-    let place = Place { nbd_port: free(demo.port)?, api_port: free(demo.api_port)?, data };
-    fs::write(place.file("ports"), format!("{} {}\n", place.nbd_port, place.api_port))?;
-    let mut router = place.start()?;
+    let place = Place::new(data, free(demo.port)?, free(demo.api_port)?);
+    let served = &place.router;
+    fs::write(served.file("ports"), format!("{} {}\n", served.nbd_port, served.api_port))?;
+    let mut router = served.start()?;
     let stopped = |status: ExitStatus| ExitCode::from(status.code().map_or(1, |code| code as u8));
-    if let Some(status) = place.wait_ready(&mut router, &signals)? {
-        eprintln!("storagerouter did not start ({status}):\n{}", place.log_end());
+    if let Some(status) = served.wait_ready(&mut router, &signals)? {
+        eprintln!("storagerouter did not start ({status}):\n{}", served.log_end());
         return Ok(if signals.load(Ordering::SeqCst) > 0 { ExitCode::SUCCESS } else { stopped(status) });
     }
     if signals.load(Ordering::SeqCst) == 0 {
@@ -92,14 +91,14 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
         }
         if let Some(status) = router.try_wait()? {
             if status.signal().is_none() {
-                eprintln!("storagerouter ended by itself ({status}):\n{}", place.log_end());
+                eprintln!("storagerouter ended by itself ({status}):\n{}", served.log_end());
                 return Ok(stopped(status));
             }
             println!("storagerouter was killed ({status}): starting it again on the same data");
             let began = Instant::now();
-            router = place.start()?;
-            if let Some(status) = place.wait_ready(&mut router, &signals)? {
-                eprintln!("it did not come back ({status}):\n{}", place.log_end());
+            router = served.start()?;
+            if let Some(status) = served.wait_ready(&mut router, &signals)? {
+                eprintln!("it did not come back ({status}):\n{}", served.log_end());
                 return Ok(stopped(status));
             }
             println!("it serves again after {:.1} s", began.elapsed().as_secs_f64());
@@ -120,133 +119,41 @@ fn stopping(place: &Place, router: &mut Child, signals: &AtomicUsize) -> Result<
         std::thread::sleep(Duration::from_millis(50));
         status = router.try_wait()?;
     }
-    let _ = fs::remove_file(place.file("router.pid"));
+    let _ = fs::remove_file(place.router.file("router.pid"));
     println!(
         "Stopped. The data stays in {}; the next `cargo xtask demo` finds it again.",
-        place.data.display()
+        place.router.folder.display()
     );
     let clean = status.is_some_and(|status| status.success());
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks it to stop, and looks once whether it has.
-fn stop(router: &mut Child) -> Result<Option<ExitStatus>> {
-    terminate(router)?;
-    Ok(router.try_wait()?)
-}
-
-fn terminate(router: &Child) -> Result<()> {
-    // The shell's own kill is on every machine; it fails only when the process has just ended.
-    Command::new("sh").args(["-c", &format!("kill -TERM {}", router.id())]).stderr(Stdio::null()).status()?;
-    Ok(())
-}
-
-/// The first port from `wanted` on that nobody listens on.
-fn free(wanted: u16) -> Result<u16> {
-    let found =
-        (wanted..=wanted.saturating_add(200)).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    let port = found.with_context(|| format!("no free port from {wanted} on"))?;
-    if port != wanted {
-        println!("     port {wanted} is busy: taking {port}");
-    }
-    Ok(port)
-}
-
 impl Place {
+    fn new(data: PathBuf, nbd_port: u16, api_port: u16) -> Self {
+        // Nobody joins it.
+        let settings = ["cluster.listen=127.0.0.1:0", "dtl.listen=127.0.0.1:0"].map(String::from).to_vec();
+        Self { router: Router { folder: data, nbd_port, api_port, settings } }
+    }
+
     fn of_running(data: PathBuf) -> Result<Self> {
         let ports = fs::read_to_string(data.join("ports")).with_context(|| {
             format!("no demo has run on {}; start it with `cargo xtask demo`", data.display())
         })?;
         let mut numbers = ports.split_whitespace().map(str::parse);
         match (numbers.next(), numbers.next()) {
-            (Some(Ok(nbd_port)), Some(Ok(api_port))) => Ok(Self { data, nbd_port, api_port }),
+            (Some(Ok(nbd_port)), Some(Ok(api_port))) => Ok(Self::new(data, nbd_port, api_port)),
             _ => bail!("{} holds no ports", data.join("ports").display()),
         }
     }
 
-    fn file(&self, name: &str) -> PathBuf {
-        self.data.join(name)
-    }
-
-    fn start(&self) -> Result<Child> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.file("router.log"))?;
-        let router = Command::new(place::program("storagerouter"))
-            .arg("serve")
-            .arg("--data-dir")
-            .arg(self.file("router"))
-            .args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)])
-            .args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-C reaches this program, which passes it on once: twice would mean "at once".
-            .process_group(0)
-            .spawn()
-            .context("starting storagerouter")?;
-        fs::write(self.file("router.pid"), format!("{}\n", router.id()))?;
-        Ok(router)
-    }
-
-    /// Waits until it serves; its exit status when it ends instead.
-    fn wait_ready(&self, router: &mut Child, signals: &AtomicUsize) -> Result<Option<ExitStatus>> {
-        let began = Instant::now();
-        let mut asked_to_stop = false;
-        loop {
-            if let Some(status) = router.try_wait()? {
-                return Ok(Some(status));
-            }
-            if self.ready() {
-                return Ok(None);
-            }
-            if signals.load(Ordering::SeqCst) > 0 && !asked_to_stop {
-                asked_to_stop = true;
-                terminate(router)?;
-            }
-            if began.elapsed() > Duration::from_secs(120) {
-                terminate(router)?;
-                bail!("storagerouter is not ready after two minutes; its log ends with:\n{}", self.log_end());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn ready(&self) -> bool {
-        let ask = || -> Result<bool> {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.api_port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            write!(stream, "GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
-            let mut reply = Vec::new();
-            stream.read_to_end(&mut reply)?;
-            Ok(reply.starts_with(b"HTTP/1.1 200"))
-        };
-        ask().unwrap_or(false)
-    }
-
-    fn log_end(&self) -> String {
-        let text = fs::read(self.file("router.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(10)..].join("\n")
-    }
-
-    fn api(&self) -> String {
-        format!("http://127.0.0.1:{}", self.api_port)
-    }
-
     fn uri(&self, vdisk: &str) -> String {
-        format!("nbd://127.0.0.1:{}/demo/{vdisk}", self.nbd_port)
-    }
-
-    fn cli(&self, arguments: &[&str]) -> Result<std::process::Output> {
-        let mut command = Command::new(place::program("storagerouter"));
-        command.args(arguments).args(["--api", &self.api()]);
-        command.output().with_context(|| format!("{command:?}"))
+        format!("nbd://127.0.0.1:{}/demo/{vdisk}", self.router.nbd_port)
     }
 
     /// Makes the vPool and the vDisk unless an earlier run did.
     fn provision(&self) -> Result<()> {
         let must = |arguments: &[&str]| {
-            let output = self.cli(arguments)?;
+            let output = self.router.cli(arguments)?;
             if !output.status.success() {
                 bail!(
                     "storagerouter {}: {}",
@@ -256,8 +163,8 @@ impl Place {
             }
             Ok(())
         };
-        if !self.cli(&["vpool", "show", "demo"])?.status.success() {
-            let pool = self.file("pool").display().to_string();
+        if !self.router.cli(&["vpool", "show", "demo"])?.status.success() {
+            let pool = self.router.file("pool").display().to_string();
             let create = ["vpool", "create", "demo", "--backend", "directory", "--path", &pool];
             if Path::new(&pool).join("vpool").exists() {
                 must(&[&create[..], &["--adopt"]].concat())?;
@@ -265,7 +172,7 @@ impl Place {
                 must(&create)?;
             }
         }
-        if !self.cli(&["vdisk", "show", "demo/disk1"])?.status.success() {
+        if !self.router.cli(&["vdisk", "show", "demo/disk1"])?.status.success() {
             must(&["vdisk", "create", "disk1", "--vpool", "demo", "--size", "10GiB"])?;
         }
         Ok(())
@@ -275,8 +182,8 @@ impl Place {
         println!();
         println!("A 10 GiB vDisk, thin, in the vPool 'demo':");
         println!("  NBD   {}", self.uri("disk1"));
-        println!("  API   {}/api/v1", self.api());
-        println!("  data  {}   log  {}", self.data.display(), self.file("router.log").display());
+        println!("  API   {}/api/v1", self.router.api());
+        println!("  data  {}   log  {}", self.router.folder.display(), self.router.file("router.log").display());
         println!();
         println!("To try in another shell, as root: a file system on it");
         println!("----- mount\n{}-----", self.commands(Block::Mount));
@@ -284,14 +191,14 @@ impl Place {
         println!("kill -9 in the middle of things loses nothing that was acknowledged, flushed or not:");
         println!("----- kill\n{}-----", self.commands(Block::Kill));
         println!();
-        println!("More: {} vdisk list --api {}", place::program("storagerouter").display(), self.api());
+        println!("More: {} vdisk list --api {}", place::program("storagerouter").display(), self.router.api());
         println!("Ctrl-C stops it.");
         // The test that drives this through a pipe waits for the last line.
         let _ = std::io::stdout().flush();
     }
 
     fn commands(&self, block: Block) -> String {
-        let (data, api) = (self.data.display(), self.api());
+        let (data, api) = (self.router.folder.display(), self.router.api());
         match block {
             Block::Mount => format!(
                 "cd '{data}' && mkdir -p mnt && touch disk1 && rm -f nbdfuse.pid

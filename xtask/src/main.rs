@@ -1,6 +1,6 @@
 //! The one door for developer commands: `cargo xtask help`.
 //!
-//! Rooms: [`demo`] (a storage router to play with), [`check`] (all that must pass at a hand-over,
+//! Rooms: [`demo`] (a storage router to play with), [`cluster`] (three of them), [`router`] (one as a process), [`check`] (all that must pass at a hand-over,
 //! and the soaks), [`sim`] (simulation, mutation table), [`fuzz`] (the decoders under libFuzzer),
 //! [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
 //! pip bring), [`tester`] (the NBD reference tester, built from source), [`steps`] (running
@@ -11,10 +11,12 @@
 
 mod arch;
 mod check;
+mod cluster;
 mod demo;
 mod fuzz;
 mod packages;
 mod place;
+mod router;
 mod sim;
 mod steps;
 mod tester;
@@ -34,6 +36,8 @@ struct Cli {
 enum Command {
     /// Install what is missing, build, start a storage router with a vDisk to try, stay in the foreground
     Demo(demo::Demo),
+    /// The same with three storage routers in one cluster, to be killed and watched
+    Cluster(cluster::Cluster),
     /// Everything that must pass at a hand-over
     Test(check::Test),
     /// The long counts: hundreds of kill -9, long outages
@@ -81,6 +85,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Demo(demo) => return demo::run(&demo),
+        Command::Cluster(cluster) => return cluster::run(&cluster),
         Command::Test(test) => return check::test(&test),
         Command::Soak(soak) => return check::soak(&soak),
         Command::Fuzz(fuzz) => return fuzz::fuzz(&fuzz),

@@ -135,6 +135,12 @@ pub fn for_demo() -> Result<()> {
     install(missing(BUILD).into_iter().chain(missing(CLIENTS)).collect())
 }
 
+/// What the cluster to play with needs: certificates beside what the demo does.
+pub fn for_cluster() -> Result<()> {
+    let certificates = [program("certtool", &["gnutls-bin"])];
+    install(missing(BUILD).into_iter().chain(missing(CLIENTS)).chain(missing(&certificates)).collect())
+}
+
 /// What the tests need.
 pub fn for_tests() -> Result<()> {
     install([BUILD, CLIENTS, TESTS].iter().flat_map(|needs| missing(needs)).collect())

@@ -26,12 +26,12 @@ pub fn program(name: &str) -> PathBuf {
     target().join("release").join(name)
 }
 
-/// Where the demo keeps its data unless told otherwise.
-pub fn demo_data() -> Result<PathBuf> {
+/// Where something to play with keeps its data unless told otherwise.
+pub fn data(name: &str) -> Result<PathBuf> {
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
     let data = data.or_else(home).context("neither XDG_DATA_HOME nor HOME is set; say --data-dir DIR")?;
-    Ok(data.join("storagerouter-demo"))
+    Ok(data.join(name))
 }
 
 /// Where a program of the system lies.

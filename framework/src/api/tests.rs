@@ -83,6 +83,23 @@ impl Api {
                     Ok(())
                 }),
             },
+            cluster: ClusterControl {
+                status: Arc::new(|| Box::pin(async { Err(Error::unavailable("it has stopped")) })),
+                leave: Arc::new(|member| {
+                    Box::pin(async move {
+                        match member {
+                            None => Err(Error::conflict("it is alone")),
+                            Some(7) => Ok(()),
+                            Some(member) => Err(Error::not_found(format!("there is no member {member}"))),
+                        }
+                    })
+                }),
+                backup: Arc::new(|path| {
+                    Box::pin(async move {
+                        Ok(types::BackedUp { path, group: "0".into(), revision: 1, bytes: 2 })
+                    })
+                }),
+            },
             version: types::Version {
                 product: "storagerouter".into(),
                 version: "0.0.0".into(),
@@ -162,6 +179,9 @@ fn the_document_names_every_route() {
         "post /api/v1/vdisks/{vpool}/{name}/rollback",
         "post /api/v1/vdisks/{vpool}/{name}/template",
         "post /api/v1/snapshots",
+        "get /api/v1/cluster",
+        "post /api/v1/cluster/leave",
+        "post /api/v1/cluster/backup",
         "get /api/v1/health",
         "get /api/v1/log-level",
         "put /api/v1/log-level",
@@ -224,6 +244,21 @@ async fn the_log_level_is_set_or_refused() {
     let bad = api.ask("PUT", "/api/v1/log-level", Some(json!({"filter": "x==y"}))).await;
     assert_eq!(bad.problem().status, 400);
     assert_eq!(api.get("/api/v1/log-level").await.json::<LogLevel>().filter, "info,volumedriver=debug");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cluster_is_asked_and_its_refusals_are_passed_on() {
+    let api = Api::start(None).await;
+    assert_eq!(api.get("/api/v1/cluster").await.problem().code, "unavailable");
+    let leave = async |query: &str| api.ask("POST", &format!("/api/v1/cluster/leave{query}"), None).await;
+    assert_eq!(leave("").await.problem().code, "conflict");
+    assert_eq!(leave("?member=3").await.problem().code, "not_found");
+    assert_eq!(leave("?member=x").await.problem().status, 400);
+    assert_eq!(leave("?member=7").await.status, 204);
+    let made = api.ask("POST", "/api/v1/cluster/backup", Some(json!({"path": "/b"}))).await;
+    assert_eq!((made.status, made.json::<types::BackedUp>().path.as_str()), (201, "/b"));
+    let bad = api.ask("POST", "/api/v1/cluster/backup", Some(json!({"to": "/b"}))).await;
+    assert_eq!(bad.problem().status, 400);
 }
 
 #[tokio::test(start_paused = true)]

@@ -323,6 +323,28 @@ async fn a_held_lease_lives_and_a_dropped_one_ends_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_moved_is_found_again() {
+    let mut group = Group::of(3, None).await;
+    let client = group.client();
+    let before = client.status().await.unwrap().configuration;
+    let stranger = Change::Relocate { member: 9, address: "x:1".into() };
+    assert_eq!(client.change(vec![stranger]).await.unwrap_err().kind, ErrorKind::NotFound);
+    for id in 1..=3 {
+        group.kill(id).await;
+        // Another port from now on.
+        group.addresses.remove(&id);
+        group.start(id).await;
+        let address = group.addresses[&id].clone();
+        client.change(vec![Change::Relocate { member: id, address: address.clone() }]).await.unwrap();
+        let status = client.status().await.unwrap();
+        assert_eq!((&status.members[&id], &status.configuration), (&address, &before));
+    }
+    // Each is needed where it is now.
+    group.kill(1).await;
+    group.client().txn(vec![], vec![put("a", "b")]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_says_that_it_did_not_do_it() {
     let mut group = Group::of(3, None).await;
     let leader = group.leader().await;

@@ -139,7 +139,16 @@ impl Member {
             applied: Vec::new(),
         };
         member.draw_timeout();
+        member.lead_if_alone();
         Ok(member)
+    }
+
+    /// Who votes alone has nobody to wait for: all of its log is durable as it was just read.
+    fn lead_if_alone(&mut self) {
+        if self.machine.meta().configuration.voters == [self.id()] && !self.removed {
+            // When it may not stand yet (a change of the membership is not applied), it does so at its time.
+            let _ = self.raft.campaign();
+        }
     }
 
     /// Its id.

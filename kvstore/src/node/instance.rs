@@ -106,9 +106,18 @@ impl Handle {
         frozen.await.map_err(|_| gone())?
     }
 
-    /// Waits until the member has stopped.
-    pub(crate) async fn stopped(&self) {
+    /// Waits until the member has stopped: its disk failed, it was removed from the group, or the process ends it.
+    pub async fn stopped(&self) {
         self.inbox.closed().await;
+    }
+
+    /// Hands the lead over, if it has it; returns when somebody else has it, or nobody can.
+    pub async fn hand_over(&self) {
+        let (done, handed_over) = oneshot::channel();
+        if self.inbox.send(Input::HandOver { done }).await.is_ok() {
+            // A member that stopped leads no more.
+            let _ = handed_over.await;
+        }
     }
 
     pub(crate) async fn peer(&self, from: u64, message: PeerMessage) -> Result<()> {
@@ -248,13 +257,10 @@ impl Instance {
 
     /// Hands the lead over if it has it, then ends; when this returns the folder can be opened again.
     pub async fn stop(mut self) {
-        let (done, handed_over) = oneshot::channel();
-        if self.handle.inbox.send(Input::HandOver { done }).await.is_ok() {
-            tokio::select! {
-                _ = handed_over => {}
-                // Nobody takes it: they will find out by themselves.
-                () = self.clock.sleep(Duration::from_secs(2)) => {}
-            }
+        tokio::select! {
+            () = self.handle.hand_over() => {}
+            // Nobody takes it: they will find out by themselves.
+            () = self.clock.sleep(Duration::from_secs(2)) => {}
         }
         self.end().await;
     }

@@ -39,6 +39,13 @@ pub enum Change {
         /// Its id.
         member: u64,
     },
+    /// From now on the others reach a member elsewhere.
+    Relocate {
+        /// Its id.
+        member: u64,
+        /// Where it listens.
+        address: String,
+    },
 }
 
 /// What a client asks.
@@ -130,6 +137,7 @@ impl Change {
             Change::Promote { member } => w.u8(1).u64(*member),
             Change::Demote { member } => w.u8(2).u64(*member),
             Change::Remove { member } => w.u8(3).u64(*member),
+            Change::Relocate { member, address } => w.u8(4).u64(*member).bytes(address.as_bytes()),
         };
     }
 
@@ -139,6 +147,7 @@ impl Change {
             1 => Change::Promote { member: r.u64()? },
             2 => Change::Demote { member: r.u64()? },
             3 => Change::Remove { member: r.u64()? },
+            4 => Change::Relocate { member: r.u64()?, address: r.string(MAX_ADDRESS)? },
             _ => return Err(r.bad("a change of an unknown kind")),
         })
     }

@@ -4,6 +4,7 @@ use super::core::{Member, Token};
 use super::progress::encode_addresses;
 use super::request::{Change, Request, Response, Status};
 use crate::machine::command::check_key;
+use crate::machine::layout::MAX_ADDRESS;
 use crate::machine::{Command, LeaseId, Range};
 use common::{Error, ErrorKind, Result, mutant};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
@@ -48,6 +49,13 @@ pub(super) struct Watch {
     prefix: String,
     from: u64,
     until: u64,
+}
+
+fn check_address(member: u64, address: &str) -> Result<()> {
+    match address.len() {
+        1..=MAX_ADDRESS => Ok(()),
+        _ => Err(Error::invalid(format!("member {member} needs an address that can be reached"))),
+    }
 }
 
 impl Member {
@@ -186,11 +194,7 @@ impl Member {
                             "member {member} is there already, or can't be"
                         )));
                     }
-                    if address.is_empty() || address.len() > crate::machine::layout::MAX_ADDRESS {
-                        return Err(Error::invalid(format!(
-                            "member {member} needs an address that can be reached"
-                        )));
-                    }
+                    check_address(*member, address)?;
                     addresses.insert(*member, address.clone());
                     members += 1;
                     single.set_change_type(ConfChangeType::AddLearnerNode);
@@ -200,6 +204,19 @@ impl Member {
                     self.check_caught_up(*member)?;
                     voters.push(*member);
                     single.set_change_type(ConfChangeType::AddNode);
+                    single.node_id = *member;
+                }
+                Change::Relocate { member, address } => {
+                    if !now.contains(*member) {
+                        return Err(Error::not_found(format!("there is no member {member}")));
+                    }
+                    check_address(*member, address)?;
+                    addresses.insert(*member, address.clone());
+                    // It is made what it is: only the address that travels along changes something.
+                    single.set_change_type(match now.voters.contains(member) {
+                        true => ConfChangeType::AddNode,
+                        false => ConfChangeType::AddLearnerNode,
+                    });
                     single.node_id = *member;
                 }
                 Change::Demote { member } | Change::Remove { member } => {

@@ -5,14 +5,14 @@ use comfy_table::{CellAlignment, Table, presets};
 use framework::types::{Health, HealthLevel, Snapshot, Vdisk, VdiskState, Vpool, VpoolState};
 use serde_json::Value;
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table
 }
 
 /// Lines without the blanks that fill the last column.
-fn text(table: &Table) -> String {
+pub(super) fn text(table: &Table) -> String {
     table.lines().map(|line| format!("{}\n", line.trim())).collect()
 }
 

@@ -97,6 +97,74 @@ pub const KEYS: &[(&str, &str)] = &[
         "volumedriver.scrub_percent",
         "Bytes stored for each 100 live ones from which on a volume is scrubbed (105 to 1000); less takes more copying.",
     ),
+    (
+        "cluster.name",
+        "This router's name in the cluster: letters, digits, '.', '_' and '-'. Absent: the data directory's id.",
+    ),
+    (
+        "cluster.domains",
+        "What this router shares with others and may fail as one, as in [\"rack-1\", \"room-a\"]: what it writes is kept a second time \
+         outside of them.",
+    ),
+    (
+        "cluster.recovery_domains",
+        "Domains in which what this router writes is kept a second time, where that is possible.",
+    ),
+    (
+        "cluster.advertise",
+        "Host that other routers reach this one at, a name or an address; its certificate must be for it.",
+    ),
+    ("cluster.listen", "TCP address of the registry, for other routers."),
+    (
+        "cluster.lease_ms",
+        "Milliseconds without a sign of life after which others may take over this router's vDisks (500 to 60000).",
+    ),
+    (
+        "cluster.tls_cert",
+        "PEM file with this router's certificate chain, its own certificate first: for what routers say to each other. With it go the two below.",
+    ),
+    ("cluster.tls_key", "PEM file with the private key of that certificate."),
+    (
+        "cluster.tls_ca",
+        "PEM file with the authorities of all routers' certificates: who has one of them is believed to be a router of the cluster.",
+    ),
+    (
+        "dtl.listen",
+        "TCP address of the DTL service, which keeps the newest writes of other routers' vDisks; empty: none.",
+    ),
+    (
+        "dtl.tls_cert",
+        "PEM file with the service's certificate chain. Absent, with the two below: those of the cluster section.",
+    ),
+    ("dtl.tls_key", "PEM file with the private key of that certificate."),
+    ("dtl.tls_client_ca", "PEM file with the authorities of the other routers' certificates."),
+    (
+        "dtl.storage",
+        "Where it is kept: \"disk\" (in the data directory), or \"memory\", which a restart forgets.",
+    ),
+    ("dtl.size_mib", "Size of all logs that are kept for others, in MiB. On disk it takes a quarter more."),
+    ("dtl.volume_mib", "Size of the logs of one volume, in MiB. A volume without room waits alone."),
+    ("dtl.segment_mib", "Size of a segment on disk, in MiB."),
+    ("dtl.volumes", "Volumes that have logs here, at most."),
+    ("dtl.max_connections", "Connections at a time; each other router has one."),
+    ("dtl.window_kib", "Unconfirmed KiB that a volume may have under way."),
+    ("dtl.idle_seconds", "Seconds without a word after which a connection is closed."),
+    ("dtl.handshake_seconds", "Seconds that a connection has to say who it is, TLS and all."),
+    ("dtl.client.heartbeat_ms", "Milliseconds after which a quiet connection to a peer is asked for a sign of life."),
+    ("dtl.client.timeout_ms", "Milliseconds without a sign of life after which a peer is taken for dead."),
+    ("dtl.client.answer_ms", "Milliseconds that an answer of a peer that gives signs of life may take."),
+    ("dtl.client.reconnect_ms", "Milliseconds between two attempts to connect to a peer."),
+    (
+        "dtl.client.queue_kib",
+        "KiB that wait to be sent to one peer; what is more is read from the write buffer again.",
+    ),
+    ("dtl.client.read_ahead_kib", "KiB of a log that are read ahead in a takeover."),
+    (
+        "dtl.client.fail_after_ms",
+        "Milliseconds that a peer may be away, or confirm nothing though something waits, until the volume goes on without it, and says so.",
+    ),
+    ("dtl.client.replace_after_ms", "Milliseconds after which a peer that failed is given up for another one."),
+    ("dtl.client.retry_after_ms", "Milliseconds between two attempts to find a peer."),
 ];
 
 /// The defaults, flat: `section.key` to its value.
@@ -104,17 +172,20 @@ pub fn defaults() -> Result<BTreeMap<String, Value>> {
     let table: Table =
         toml::from_str(&Settings::default().to_toml()?).context("reading the defaults back")?;
     let mut flat = BTreeMap::new();
+    flatten("", table, &mut flat);
+    Ok(flat)
+}
+
+fn flatten(section: &str, table: Table, flat: &mut BTreeMap<String, Value>) {
     for (key, value) in table {
+        let key = if section.is_empty() { key } else { format!("{section}.{key}") };
         match value {
-            Value::Table(section) => {
-                flat.extend(section.into_iter().map(|(inner, value)| (format!("{key}.{inner}"), value)));
-            }
+            Value::Table(inner) => flatten(&key, inner, flat),
             value => {
                 flat.insert(key, value);
             }
         }
     }
-    Ok(flat)
 }
 
 /// The example file: every key with its default and its meaning.

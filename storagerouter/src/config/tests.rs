@@ -92,6 +92,10 @@ fn a_setting_that_can_not_be_right_is_named() {
         ("index.cache_mib=0", "index.cache_mib"),
         ("nbd.listen=0.0.0.0:10809", "nbd.listen"),
         ("api.listen=0.0.0.0:8080", "api.listen"),
+        ("cluster.listen=0.0.0.0:10830", "cluster.listen"),
+        ("cluster.lease_ms=10", "cluster.lease_ms"),
+        ("dtl.listen=0.0.0.0:10820", "dtl.listen"),
+        ("dtl.client.timeout_ms=1", "dtl.client.timeout_ms"),
     ] {
         let settings = load("", &[set]).unwrap();
         let error = settings.check(false).unwrap_err();
@@ -120,15 +124,12 @@ fn known_keys(section: &str) -> BTreeSet<String> {
 fn every_key_is_described_and_every_described_key_exists() {
     let mut known = BTreeSet::new();
     let sections: BTreeSet<&str> =
-        document::KEYS.iter().filter_map(|(k, _)| k.split_once('.')).map(|(s, _)| s).collect();
-    for key in known_keys("") {
-        if !sections.contains(key.as_str()) {
-            known.insert(key);
-        }
-    }
+        document::KEYS.iter().filter_map(|(k, _)| k.rsplit_once('.')).map(|(s, _)| s).collect();
+    known.extend(known_keys(""));
     for section in &sections {
         known.extend(known_keys(section).into_iter().map(|key| format!("{section}.{key}")));
     }
+    known.retain(|key| !sections.contains(key.as_str()));
     let described: BTreeSet<String> = document::KEYS.iter().map(|(k, _)| k.to_string()).collect();
     assert_eq!(described, known, "left: described in config/document.rs, right: known to the settings");
 }

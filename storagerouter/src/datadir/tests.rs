@@ -37,10 +37,10 @@ fn a_held_directory_is_refused_and_the_holder_is_named() {
 #[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let text = r#"{"format":2,"id":"x","more":true}"#;
+    let text = r#"{"format":3,"id":"x","more":true}"#;
     std::fs::write(dir.path().join("format"), text).unwrap();
     let error = DataDir::open(dir.path(), &clock()).unwrap_err();
-    assert!(error.to_string().contains("format 2, newer than the format 1"), "{error}");
+    assert!(error.to_string().contains("format 3, newer than the format 2"), "{error}");
     assert_eq!(crate::failure::exit_of(&error), Exit::Usage);
     assert_eq!(std::fs::read_to_string(dir.path().join("format")).unwrap(), text);
 }
@@ -62,4 +62,16 @@ fn an_unreadable_format_file_is_an_error_that_names_it() {
         let error = DataDir::open(dir.path(), &clock()).unwrap_err();
         assert!(error.to_string().contains("format"), "{error}");
     }
+}
+
+#[test]
+fn the_format_before_is_raised_when_all_else_is_done_and_keeps_its_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("format"), "{\"format\":1,\"id\":\"x\"}\n").unwrap();
+    let held = DataDir::open(dir.path(), &clock()).unwrap();
+    assert_eq!(check_format(dir.path()).unwrap(), Some(1), "opening alone changes nothing");
+    held.raise_format().unwrap();
+    assert_eq!(check_format(dir.path()).unwrap(), Some(FORMAT));
+    drop(held);
+    assert_eq!(DataDir::open(dir.path(), &clock()).unwrap().id(), "x");
 }

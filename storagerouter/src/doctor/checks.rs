@@ -219,7 +219,13 @@ fn space(settings: &Settings, path: &Path, base: &Path) -> Finding {
 /// Whether the addresses are free, or held by the router that runs here.
 pub fn ports(settings: &Settings, data_dir: &Path) -> Vec<Finding> {
     let runs = matches!(datadir::holder(data_dir), Ok(Holder::Held(_)));
-    [("nbd.listen", &settings.nbd.listen), ("api.listen", &settings.api.listen)]
+    let listeners = [
+        ("nbd.listen", &settings.nbd.listen),
+        ("api.listen", &settings.api.listen),
+        ("cluster.listen", &settings.cluster.listen),
+        ("dtl.listen", &settings.dtl.listen),
+    ];
+    listeners
         .into_iter()
         .filter(|(_, address)| !address.is_empty())
         .map(|(key, address)| match std::net::TcpListener::bind(address.as_str()) {

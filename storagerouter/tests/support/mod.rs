@@ -1,5 +1,8 @@
 //! Runs the built binary.
 
+// Each test program uses its part of it.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -46,6 +49,18 @@ pub fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// Settings with which a router takes whatever ports are free, and little of the disk.
+pub const ANY_PORT: &[&str] = &[
+    "nbd.listen=127.0.0.1:0",
+    "api.listen=127.0.0.1:0",
+    "cluster.listen=127.0.0.1:0",
+    "dtl.listen=127.0.0.1:0",
+    "dtl.size_mib=64",
+    "dtl.volume_mib=16",
+    "dtl.segment_mib=4",
+    "dtl.volumes=256",
+];
+
 /// A running router; killed when it is dropped.
 pub struct Router {
     child: Child,
@@ -74,22 +89,33 @@ impl Router {
         Self::spawn(dir, command)
     }
 
-    fn spawn(dir: &Path, mut command: Command) -> Router {
+    /// Starts one and waits for nothing.
+    pub fn launch(dir: &Path) -> Router {
+        let mut command = command();
+        command.arg("serve");
+        Self::begin(dir, command)
+    }
+
+    fn spawn(dir: &Path, command: Command) -> Router {
+        let mut router = Self::begin(dir, command);
+        router.api = router.wait_for_api();
+        router
+    }
+
+    fn begin(dir: &Path, mut command: Command) -> Router {
         let (data, log) = (dir.join("data"), dir.join("router.log"));
         let file = std::fs::File::create(&log).unwrap();
         let child = command
             .args(["--log-format", "json", "--data-dir"])
             .arg(&data)
-            .args(["--set", "nbd.listen=127.0.0.1:0", "--set", "api.listen=127.0.0.1:0"])
+            .args(ANY_PORT.iter().flat_map(|setting| ["--set", setting]))
             .args(["--set", "volumedriver.journal_mib=64", "--set", "volumedriver.segment_mib=4"])
             .args(["--set", "volumedriver.buffer_mib=32", "--set", "shutdown_seconds=10"])
             .stdin(Stdio::null())
             .stderr(file)
             .spawn()
             .unwrap();
-        let mut router = Router { child, data, log, api: String::new() };
-        router.api = router.wait_for_api();
-        router
+        Router { child, data, log, api: String::new() }
     }
 
     #[allow(clippy::disallowed_methods)]

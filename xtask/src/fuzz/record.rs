@@ -185,6 +185,10 @@ impl Router {
                 &format!("nbd.listen=127.0.0.1:{nbd}"),
                 "--set",
                 &format!("api.listen=127.0.0.1:{api}"),
+                "--set",
+                "cluster.listen=127.0.0.1:0",
+                "--set",
+                "dtl.listen=127.0.0.1:0",
             ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
