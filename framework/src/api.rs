@@ -67,6 +67,8 @@ pub struct State {
     pub nbd_uri: Option<String>,
     /// Path of the unix socket of the NBD server.
     pub nbd_unix: Option<String>,
+    /// Addresses of the edge protocol's server.
+    pub edge: Vec<String>,
 }
 
 fn routes() -> OpenApiRouter<State> {

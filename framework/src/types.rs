@@ -220,6 +220,9 @@ pub struct Vdisk {
     /// Where an NBD client on the router's machine finds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_unix_uri: Option<String>,
+    /// Addresses at which an edge client finds it: `HOST:PORT`, or `unix:PATH` on the router's machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub edge: Vec<String>,
 }
 
 /// Whether a vDisk serves.

@@ -1,6 +1,7 @@
 //! The command line: words only, no work.
 
 pub mod backup;
+pub mod edge;
 pub mod qos;
 mod snapshots;
 
@@ -35,7 +36,7 @@ Exit codes:
   2  the command line or the configuration can't be right
   3  there is no such vPool, vDisk, object or file
   4  it exists already, is in use, or the data directory or an address is held by another process
-  5  no storage router answers at the API's address";
+  5  no storage router answers";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -50,6 +51,8 @@ pub enum Command {
     Vpool(Vpool),
     /// Create, list, show, resize, limit, drain and delete vDisks
     Vdisk(Vdisk),
+    /// Use vDisks from this machine, whatever router serves them: show, copy, measure, serve by NBD
+    Edge(edge::Edge),
     /// Say what is not well; exit code 1 when something does not serve
     Health(Plain),
     /// Show the running router's log filter, or change it until it restarts
@@ -71,7 +74,7 @@ pub struct ConfigArgs {
     /// Data directory [default: /var/lib/storagerouter for root, else ~/.local/share/storagerouter]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Set one key, as in --set nbd.listen=127.0.0.1:10810 (may be repeated; wins over the file)
+    /// Set one key, as in --set nbd.listen=127.0.0.1:10819 (may be repeated; wins over the file)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Allow listeners beyond loopback without TLS and credentials
@@ -96,7 +99,7 @@ impl ConfigArgs {
 #[command(after_help = "\
 Examples:
   storagerouter serve
-  storagerouter serve --data-dir /srv/router --set nbd.listen=127.0.0.1:10810
+  storagerouter serve --data-dir /srv/router --set nbd.listen=127.0.0.1:10819
   storagerouter serve --config /etc/storagerouter/storagerouter.toml --log info,volumedriver=debug
 
 SIGTERM and SIGINT stop it: what is acknowledged is flushed, what is cheap is uploaded, within

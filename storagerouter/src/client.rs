@@ -6,7 +6,7 @@ pub mod http;
 mod qos;
 mod scrub;
 mod snapshots;
-mod tables;
+pub mod tables;
 
 use crate::cli::Output;
 use anyhow::Result;

@@ -29,6 +29,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// `[nbd]`.
     pub nbd: edge::config::Settings,
+    /// `[edge]`.
+    pub edge: edge::protocol::Settings,
     /// `[api]`.
     pub api: framework::Settings,
     /// `[objectrouter]`.
@@ -77,6 +79,7 @@ impl Default for Settings {
             worker_threads: 0,
             log: LogSettings::default(),
             nbd: Default::default(),
+            edge: Default::default(),
             api: Default::default(),
             objectrouter: Default::default(),
             index: Default::default(),
@@ -178,6 +181,7 @@ impl Settings {
         };
         own().map_err(Failure::usage)?;
         self.nbd.check(insecure).map_err(|e| Failure::usage(e.to_string()))?;
+        self.edge.check(insecure).map_err(|e| Failure::usage(e.to_string()))?;
         self.api.check(insecure).map_err(Failure::usage)?;
         self.objectrouter.check().map_err(Failure::usage)?;
         self.volumedriver.check().map_err(Failure::usage)
@@ -192,6 +196,7 @@ impl Settings {
     pub fn secret_files(&self) -> Vec<(&'static str, PathBuf)> {
         [
             ("nbd.tls_key", &self.nbd.tls_key),
+            ("edge.tls_key", &self.edge.tls_key),
             ("api.tls_key", &self.api.tls_key),
             ("api.token_file", &self.api.token_file),
         ]
@@ -228,7 +233,7 @@ fn from_table(table: &Table) -> Result<Settings, toml::de::Error> {
 fn apply(table: &mut Table, text: &str) -> Result<Settings> {
     let Some((key, value)) = text.split_once('=') else {
         return Err(Failure::usage(format!(
-            "--set {text}: write key=value, as in --set nbd.listen=127.0.0.1:10810"
+            "--set {text}: write key=value, as in --set nbd.listen=127.0.0.1:10819"
         )));
     };
     let (key, value) = (key.trim(), value.trim());

@@ -8,6 +8,7 @@
 //! index/      the cluster index: derived, may be deleted while the router is stopped
 //! registry/   vPools and vDisks
 //! nbd.sock    where NBD clients of this machine connect
+//! edge.sock   where edge clients of this machine connect
 //! ```
 //!
 //! A format is raised only together with code that reads the one before: a router opens its own
@@ -117,6 +118,11 @@ impl DataDir {
 /// The NBD socket of a data directory.
 pub fn nbd_socket(data_dir: &Path) -> PathBuf {
     data_dir.join("nbd.sock")
+}
+
+/// The edge protocol's socket of a data directory.
+pub fn edge_socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("edge.sock")
 }
 
 /// The data directory when none is named: root's, or the user's own.

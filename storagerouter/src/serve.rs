@@ -1,8 +1,8 @@
 //! `serve`: start, run, stop. What starts depends on what started before it; what stops is what
 //! clients see first.
 
-mod signals;
-mod system;
+pub mod signals;
+pub mod system;
 
 use crate::config::{Settings, Sources};
 use crate::datadir::{self, DataDir};
@@ -14,6 +14,7 @@ use common::clock::SystemClock;
 use common::disk::local::LocalDisk;
 use common::{Clock, Disk, Error, ErrorKind, Kv, Table};
 use edge::nbd::{Server, TlsMode};
+use edge::protocol::{self, Attachments, PlainExports};
 use kvstore::{LocalKv, RocksTable};
 use objectrouter::{Router, RouterExports};
 use prometheus_client::registry::Registry;
@@ -72,6 +73,7 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     let path = settings.data_dir()?;
     let data_dir = DataDir::open(&path, &*clock)?;
     settings.nbd.unix.get_or_insert_with(|| datadir::nbd_socket(data_dir.path()));
+    settings.edge.unix.get_or_insert_with(|| datadir::edge_socket(data_dir.path()));
     let log = logging::start(&settings.log)?;
     logging::abort_on_panic();
 
@@ -115,6 +117,7 @@ struct Running {
     router: Arc<Router>,
     stop: watch::Sender<bool>,
     nbd: JoinHandle<()>,
+    edge: JoinHandle<()>,
     api: JoinHandle<common::Result<()>>,
     watchdog: Option<JoinHandle<()>>,
 }
@@ -137,9 +140,9 @@ impl Running {
             "storage router starts"
         );
         system::raise_open_files();
-        // NBD binds when there is something to serve; what is taken is better told now.
-        if let Some(address) = settings.nbd.tcp() {
-            drop(listen_on("nbd.listen", address)?);
+        // These two bind when there is something to serve; what is taken is better told now.
+        for (key, address) in [("nbd.listen", settings.nbd.tcp()), ("edge.listen", settings.edge.tcp())] {
+            drop(address.map(|address| listen_on(key, address)).transpose()?);
         }
         let api = listen_on("api.listen", &settings.api.listen)?;
 
@@ -198,8 +201,14 @@ impl Running {
     ) -> Result<Running> {
         let exports = Arc::new(RouterExports(router.clone()));
         let mut nbd = settings.nbd.clone();
-        nbd.max_connections = system::connections_within_open_files(nbd.max_connections);
-        let nbd = Server::bind(nbd, exports, clock.clone(), &mut registry).await?;
+        nbd.max_connections = system::connections_within_open_files("nbd", nbd.max_connections, 2);
+        let nbd = Server::bind(nbd, exports.clone(), clock.clone(), &mut registry).await?;
+        // Who owns what: the one place that says so.
+        let attachments: Arc<dyn Attachments> =
+            Arc::new(PlainExports::new(exports, settings.edge.lease(), clock.clone()));
+        let edge = edge_server(settings, &router, attachments, clock.clone(), &mut registry);
+        let edge_listeners = edge.bind().await?;
+        let edge_addresses = edge_addresses(&edge_listeners);
         let tls = settings.api.tls()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let address = api.local_addr().context("api.listen")?;
@@ -218,18 +227,21 @@ impl Running {
             token: settings.api.token()?,
             nbd_uri: nbd.local_addr().map(|address| nbd_uri(address, settings.nbd.tls)),
             nbd_unix: nbd.unix_path().map(|path| path.display().to_string()),
+            edge: edge_addresses.clone(),
         });
         tracing::info!(
             api = url,
             nbd = nbd.local_addr().map(|a| a.to_string()),
             nbd_unix = nbd.unix_path().map(|p| p.display().to_string()),
+            edge = edge_addresses.join(", "),
             "listening"
         );
         let (stop, stopped) = watch::channel(false);
         let mut api_stopped = stopped.clone();
         Ok(Running {
             router,
-            nbd: tokio::spawn(nbd.serve(stopped)),
+            nbd: tokio::spawn(nbd.serve(stopped.clone())),
+            edge: tokio::spawn(edge.serve(edge_listeners, stopped)),
             api: tokio::spawn(framework::serve(api, app, tls, async move {
                 // A sender that is gone means stop, too.
                 let _ = api_stopped.wait_for(|stop| *stop).await;
@@ -249,6 +261,7 @@ impl Running {
         tokio::select! {
             name = signals.stop(sources, log) => Ok(name),
             ended = &mut self.nbd => Err(ended_early("the NBD server", ended)),
+            ended = &mut self.edge => Err(ended_early("the edge protocol's server", ended)),
             ended = &mut self.api => Err(ended_early("the API server", ended)),
         }
     }
@@ -257,13 +270,13 @@ impl Running {
     async fn stop(self, limit: Duration, clock: &dyn Clock) {
         let begin = clock.now();
         let work = limit.saturating_sub(LAST_STEPS);
-        let Running { router, stop, nbd, api, watchdog } = self;
+        let Running { router, stop, nbd, edge, api, watchdog } = self;
         let orderly = async {
             let _ = stop.send(true);
             // Requests that wait for a limit are in flight, and end.
             router.lift_limits();
             // A panic in them has ended the process already.
-            let _ = tokio::join!(nbd, api);
+            let _ = tokio::join!(nbd, edge, api);
             tracing::info!("no client is connected any more");
             let left = work.saturating_sub(clock.now().saturating_sub(begin));
             router.shutdown(left).await;
@@ -311,16 +324,40 @@ fn listen_on(key: &str, address: &str) -> Result<TcpListener> {
     })
 }
 
+/// The edge protocol's server of this router.
+fn edge_server(
+    settings: &Settings,
+    router: &Router,
+    attachments: Arc<dyn Attachments>,
+    clock: Arc<dyn Clock>,
+    registry: &mut Registry,
+) -> Arc<protocol::Server> {
+    let mut edge = settings.edge.clone();
+    edge.max_connections = system::connections_within_open_files("edge", edge.max_connections, 4);
+    let metrics = protocol::server::Metrics::new(registry);
+    protocol::Server::new(router.node().to_string(), edge, attachments, clock, metrics)
+}
+
+/// Where edge clients connect, as they want it written.
+fn edge_addresses(listeners: &protocol::server::Listeners) -> Vec<String> {
+    let unix = listeners.unix_path().map(|path| format!("unix:{}", path.display()));
+    listeners.local_addr().map(reachable).into_iter().chain(unix).collect()
+}
+
 /// The URI of a vDisk, with places for its names.
 fn nbd_uri(address: SocketAddr, tls: TlsMode) -> String {
     let scheme = if tls == TlsMode::Require { "nbds" } else { "nbd" };
-    let host = if address.ip().is_unspecified() {
+    format!("{scheme}://{}/{{vpool}}/{{vdisk}}", reachable(address))
+}
+
+/// Where a listener is found.
+fn reachable(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
         // Reachable under each name of this machine: its own is the best guess.
         format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), address.port())
     } else {
         address.to_string()
-    };
-    format!("{scheme}://{host}/{{vpool}}/{{vdisk}}")
+    }
 }
 
 fn log_filter(log: &LogControl) -> framework::LogFilter {

@@ -64,7 +64,7 @@ fn what_config_show_prints_is_a_configuration() {
 
 #[test]
 fn a_listener_beyond_loopback_is_refused_unless_insecure_is_said() {
-    for key in ["nbd.listen", "api.listen"] {
+    for key in ["nbd.listen", "edge.listen", "api.listen"] {
         let set = format!("{key}=0.0.0.0:0");
         refused(&run(&["config", "check", "--set", &set]), 2, &[key, "--insecure"]);
         assert_eq!(run(&["config", "check", "--set", &set, "--insecure"]).code, 0);
@@ -75,18 +75,14 @@ fn a_listener_beyond_loopback_is_refused_unless_insecure_is_said() {
 fn a_taken_port_is_told_with_its_key_and_address_before_anything_is_written() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    for key in ["nbd.listen", "api.listen"] {
+    let keys = ["nbd.listen", "edge.listen", "api.listen"];
+    for key in keys {
         let dir = scratch();
-        let other = if key == "nbd.listen" { "api.listen" } else { "nbd.listen" };
-        let answer = run(&[
-            "serve",
-            "--data-dir",
-            dir.path().join("d").to_str().unwrap(),
-            "--set",
-            &format!("{key}={address}"),
-            "--set",
-            &format!("{other}=127.0.0.1:0"),
-        ]);
+        let data = dir.path().join("d");
+        let settings = keys.map(|k| format!("{k}={}", if k == key { &address } else { "127.0.0.1:0" }));
+        let mut words = vec!["serve", "--data-dir", data.to_str().unwrap()];
+        settings.iter().for_each(|setting| words.extend(["--set", setting]));
+        let answer = run(&words);
         refused(&answer, 4, &[key, &address, "--set"]);
         assert!(!dir.path().join("d/journal").exists());
     }

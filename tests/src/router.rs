@@ -16,6 +16,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// TCP port of its NBD server.
     pub nbd_port: u16,
+    /// TCP port of its edge protocol's server.
+    pub edge_port: u16,
     /// TCP port of its API.
     pub api_port: u16,
     /// `key=value` settings beyond the listeners.
@@ -29,10 +31,11 @@ pub struct Config {
 impl Config {
     /// Free ports, defaults otherwise.
     pub fn new(data_dir: &Path) -> Result<Self> {
-        let (nbd_port, api_port) = (free_port()?, free_port()?);
+        let (nbd_port, edge_port, api_port) = (free_port()?, free_port()?, free_port()?);
         Ok(Self {
             data_dir: data_dir.into(),
             nbd_port,
+            edge_port,
             api_port,
             settings: vec![],
             environment: vec![],
@@ -71,6 +74,7 @@ impl Config {
         };
         command.arg("serve").arg("--data-dir").arg(&self.data_dir);
         command.args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)]);
+        command.args(["--set", &format!("edge.listen=127.0.0.1:{}", self.edge_port)]);
         command.args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)]);
         for setting in &self.settings {
             command.args(["--set", setting]);

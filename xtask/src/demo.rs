@@ -175,6 +175,7 @@ impl Place {
             .arg("--data-dir")
             .arg(self.file("router"))
             .args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)])
+            .args(["--set", "edge.listen="])
             .args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -115,6 +115,7 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
         nbd_uri,
         nbd_unix_uri,
+        edge: state.edge.clone(),
     }
 }
 

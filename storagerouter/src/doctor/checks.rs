@@ -45,6 +45,7 @@ pub fn memory(settings: &Settings) -> Finding {
         .saturating_add(settings.index.cache_mib)
         .saturating_add(settings.index.write_buffer_mib)
         .saturating_add(settings.nbd.memory_mib)
+        .saturating_add(settings.edge.memory_mib)
         .saturating_add(256)
         .saturating_mul(1 << 20);
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -219,8 +220,12 @@ fn space(settings: &Settings, path: &Path, base: &Path) -> Finding {
 /// Whether the addresses are free, or held by the router that runs here.
 pub fn ports(settings: &Settings, data_dir: &Path) -> Vec<Finding> {
     let runs = matches!(datadir::holder(data_dir), Ok(Holder::Held(_)));
-    [("nbd.listen", &settings.nbd.listen), ("api.listen", &settings.api.listen)]
-        .into_iter()
+    let addresses = [
+        ("nbd.listen", &settings.nbd.listen),
+        ("edge.listen", &settings.edge.listen),
+        ("api.listen", &settings.api.listen),
+    ];
+    (addresses.into_iter())
         .filter(|(_, address)| !address.is_empty())
         .map(|(key, address)| match std::net::TcpListener::bind(address.as_str()) {
             Ok(_) => Finding::ok("port", format!("{key} {address} is free")),

@@ -81,6 +81,7 @@ impl Router {
             .args(["--log-format", "json", "--data-dir"])
             .arg(&data)
             .args(["--set", "nbd.listen=127.0.0.1:0", "--set", "api.listen=127.0.0.1:0"])
+            .args(["--set", "edge.listen=127.0.0.1:0"])
             .args(["--set", "volumedriver.journal_mib=64", "--set", "volumedriver.segment_mib=4"])
             .args(["--set", "volumedriver.buffer_mib=32", "--set", "shutdown_seconds=10"])
             .stdin(Stdio::null())
