@@ -10,7 +10,7 @@ use tests::model::Promise;
 use tests::setup::{DISK, Kind, Setup};
 use tests::time::{Stopwatch, pause};
 use tests::tls::Authority;
-use tests::tools::{Ran, command, need, run, run_within};
+use tests::tools::{Ran, command, need, run, run_within, scratch};
 use tests::workload::{Plan, Subject};
 
 const MIB: usize = 1 << 20;
@@ -162,8 +162,8 @@ fn what_can_not_be_is_refused_with_its_reason() -> Result<()> {
     refused(2, &["copy", DISK, "image.raw"], &["./image.raw"])?;
     refused(2, &["copy", &file, "p/v@now"], &["snapshot"])?;
     refused(3, &["copy", &path("none"), DISK], &["none"])?;
-    refused(3, &["copy", "p/none", &fresh], &["p/none"])?;
-    refused(3, &["info", "p/none"], &["p/none"])?;
+    refused(3, &["copy", "p/none", &fresh], &["'none'"])?;
+    refused(3, &["info", "p/none"], &["'none'"])?;
     refused(2, &["info", "v"], &["VPOOL/VDISK"])?;
     refused(2, &["bench", DISK, "--read-percent", "99"], &["--destroy-data"])?;
     refused(2, &["bench", DISK, "--block-size", "1000"], &["512"])?;
@@ -252,27 +252,54 @@ fn a_router_that_is_killed_under_fio_is_latency_and_no_error() -> Result<()> {
 #[test]
 fn an_endpoint_that_is_killed_waits_for_its_own_lease_and_has_lost_nothing() -> Result<()> {
     let setup = setup("edge-serve")?;
-    let folder = setup.path("tls");
-    let authority = Authority::new(&folder)?;
-    drop(authority);
     let mut serve = EdgeServe::start(&address(&setup.router), setup.folder.path(), &[])?;
-    let subject = Subject::new(serve.endpoint(), DISK, 8192)?;
+    let attached = |serve: &EdgeServe| serve.log().matches(": attached export").count();
+    let mut subject = Subject::new(serve.endpoint(), DISK, 8192)?;
     for seed in 0..2 {
         let running = subject.start(&Plan { seed, ..Plan::default() })?;
         running.wait_past(500)?;
+        ensure!(seed > 0 || attached(&serve) == 1, "four connections share one attachment: {}", serve.log());
         serve.kill9()?;
         subject.gather(running)?;
         serve.start_again()?;
         subject.settle(Promise::Everything).context("through the next one")?;
         ensure!(serve.log().contains("waiting up to 30 s"), "{}", serve.log());
     }
-    // All of it is in the router, also when it did not get the time to flush.
-    let other = Subject { endpoint: setup.router.endpoint(), ..subject };
-    other.settle(Promise::Everything).context("from the router")?;
-    // One connection at a time, or several: they share one attachment.
-    run("nbdinfo", ["--is", "multi-conn", &serve.uri(DISK)])
-        .or_else(|_| run("nbdinfo", ["--can", "multi-conn", &serve.uri(DISK)]))?;
-    let attached = serve.log().matches("attached export").count();
-    println!("attached {attached} times");
+    // All of it is in the router, also what it did not get the time to flush.
+    subject.endpoint = setup.router.endpoint();
+    subject.settle(Promise::Everything).context("from the router")
+}
+
+#[test]
+fn tls_is_spoken_where_it_is_required() -> Result<()> {
+    let folder = scratch("edge-tls")?;
+    let good = Authority::new(&folder.path().join("good"))?;
+    let file = |name: &str| good.file(name).display().to_string();
+    let setup = Setup::with("edge-tls", Kind::Directory, "64MiB", |config| {
+        config
+            .set("edge.tls=require")
+            .set(&format!("edge.tls_cert={}", file("server-cert.pem")))
+            .set(&format!("edge.tls_key={}", file("server-key.pem")))
+            .set(&format!("edge.tls_client_ca={}", file("ca-cert.pem")))
+    })?;
+    let router = format!("localhost:{}", setup.router.config.edge_port);
+    let info = |more: &[&str]| {
+        let words = [&["info", DISK, "--wait", "1"], more].concat();
+        run_within(30, edge_command(&router, &words)?)
+    };
+    let (ca, cert, key) = (file("ca-cert.pem"), file("client-cert.pem"), file("client-key.pem"));
+    info(&["--tls-ca", &ca, "--tls-cert", &cert, "--tls-key", &key])?.ok()?;
+    for without in [&[][..], &["--tls-ca", &ca], &["--tls-ca", &cert, "--tls-cert", &cert, "--tls-key", &key]]
+    {
+        let ran = info(without)?;
+        ensure!(
+            exit_code(&ran) == 5 && ran.stderr.contains(&router),
+            "{without:?}: {} {}",
+            ran.status,
+            ran.stderr
+        );
+    }
+    let none = info(&["--tls-ca", &file("none.pem")])?;
+    ensure!(exit_code(&none) == 2 && none.stderr.contains("none.pem"), "{} {}", none.status, none.stderr);
     Ok(())
 }
