@@ -1,6 +1,6 @@
 //! Settings of the NBD server, with their defaults, and the rule about who may reach it.
 
-use crate::nbd::MEMORY_LEAST as LEAST;
+use crate::memory::LEAST;
 use common::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};

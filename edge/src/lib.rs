@@ -6,6 +6,7 @@
 //! | [`protocol`] | the edge protocol's server: attachments, sessions, forwarding |
 //! | [`config`] | `[nbd]` of the configuration file |
 //! | `listen`, `tls` | sockets and certificates of both |
+//! | `memory` | payload memory of all connections together, for each of both |
 //! | [`metrics`] | what is counted |
 //!
 //! Does not own: what serves a disk. It sees [`common::BlockDevice`] and [`common::Exports`] and
@@ -14,6 +15,7 @@
 
 pub mod config;
 mod listen;
+mod memory;
 pub mod metrics;
 pub mod nbd;
 pub mod protocol;

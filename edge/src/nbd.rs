@@ -11,7 +11,6 @@
 //! | `socket` | a client's stream, the runtime's or one thread's |
 //! | `inflight` | the requests of one connection that are being worked on |
 //! | `buffers` | memory for large payloads, used again and again |
-//! | `memory` | payload memory of all connections together |
 //! | `stop` | how a connection hears that the server stops |
 //! | `reply` | replies, queued and sent without copying their payload |
 //! | `server` | listeners, connections, shutdown |
@@ -27,7 +26,6 @@ pub mod fuzz;
 mod handshake;
 mod inflight;
 mod input;
-mod memory;
 mod meta;
 pub(crate) mod proto;
 mod reply;
@@ -37,7 +35,6 @@ mod stop;
 mod transmission;
 
 pub use crate::config::{Settings, TlsMode};
-pub(crate) use memory::LEAST as MEMORY_LEAST;
 pub use server::Server;
 
 #[cfg(test)]

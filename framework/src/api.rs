@@ -5,6 +5,8 @@
 //! | `vpools`, `vdisks` | the resources |
 //! | `backup` | vDisks as streams |
 //! | `qos` | limits of a vDisk |
+//! | `routers` | the storage routers, and vDisks that go from one to another |
+//! | `redirect` | what another router owns is asked there |
 //! | `cluster` | the members of the cluster, and backups of its registry |
 //! | `system` | health, readiness, metrics, log level, version, the OpenAPI document |
 //! | `auth` | the bearer token |
@@ -17,6 +19,8 @@ mod cluster;
 mod extract;
 mod problem;
 mod qos;
+mod redirect;
+mod routers;
 mod snapshots;
 mod system;
 #[cfg(test)]
@@ -73,6 +77,8 @@ pub struct State {
     pub nbd_uri: Option<String>,
     /// Path of the unix socket of the NBD server.
     pub nbd_unix: Option<String>,
+    /// Addresses of the edge protocol's server.
+    pub edge: Vec<String>,
 }
 
 fn routes() -> OpenApiRouter<State> {
@@ -83,6 +89,12 @@ fn routes() -> OpenApiRouter<State> {
         .routes(routes!(vdisks::show, vdisks::change, vdisks::delete))
         .routes(routes!(vdisks::drain))
         .routes(routes!(vdisks::scrub))
+        .routes(routes!(routers::migrate))
+        .routes(routes!(routers::force))
+        .routes(routes!(routers::list))
+        .routes(routes!(routers::show, routers::remove))
+        .routes(routes!(routers::drain))
+        .routes(routes!(routers::resume))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::show, snapshots::change, snapshots::delete))
         .routes(routes!(snapshots::create_group))
@@ -119,6 +131,7 @@ pub fn app(state: State) -> axum::Router {
     router
         .fallback(problem::unknown_path)
         .method_not_allowed_fallback(problem::unknown_method)
+        .layer(middleware::from_fn_with_state(state.clone(), redirect::to_the_owner))
         .layer(middleware::from_fn_with_state(state.clone(), auth::check))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(state)

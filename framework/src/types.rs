@@ -132,6 +132,9 @@ pub struct VdiskPatch {
     /// Bytes that the read cache may hold of its clusters, 1048576 to 1125899906842624; 0 takes the bound away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_quota_bytes: Option<u64>,
+    /// How its acknowledged tail is to be replicated from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtl: Option<DtlPatch>,
 }
 
 /// What the read cache holds of a vDisk, and how well it serves.
@@ -222,6 +225,9 @@ pub struct Vdisk {
     /// Where an NBD client on the router's machine finds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd_unix_uri: Option<String>,
+    /// Addresses at which an edge client finds it: `HOST:PORT`, or `unix:PATH` on the router's machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub edge: Vec<String>,
 }
 
 /// Whether a vDisk serves.
@@ -242,6 +248,10 @@ pub enum VdiskState {
     Creating,
     /// Being deleted.
     Deleting,
+    /// Another storage router owns it.
+    Elsewhere,
+    /// Its owner is away, and nobody else is known to have what it acknowledged.
+    Orphaned,
 }
 
 /// The integers that are the whole durability state of a vDisk: positions in its log.
@@ -262,8 +272,92 @@ pub struct Frontiers {
 /// How a vDisk's acknowledged tail is replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Dtl {
-    /// `none`: only in this router's write buffer.
+    /// `none`: only in its owner's write buffer; `async`: what was flushed is at peers; `sync`: every acknowledged write is.
     pub mode: String,
+    /// `in_sync`, `catching_up`, or `degraded`: nobody but the owner has it for sure.
+    #[serde(default)]
+    pub status: String,
+    /// The storage routers that keep it.
+    #[serde(default)]
+    pub peers: Vec<String>,
+    /// How many there should be.
+    #[serde(default)]
+    pub wanted_peers: u8,
+    /// What was given up when it was opened by force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub losses: Vec<DtlLoss>,
+}
+
+/// What was given up when a vDisk was opened by force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DtlLoss {
+    /// The epoch that had accepted it.
+    pub epoch: u64,
+    /// Everything above this position of the log,
+    pub after_lsn: u64,
+    /// up to this one, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_to_lsn: Option<u64>,
+}
+
+/// Body of `POST /api/v1/vdisks/{vpool}/{name}/move`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VdiskMove {
+    /// Name of the storage router that is to have it.
+    pub to: String,
+}
+
+/// How a vDisk's tail is to be replicated.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DtlPatch {
+    /// `none`, `async` or `sync`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// How many routers keep it: 1 or 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<u8>,
+    /// Of how many of them an acknowledgement needs the confirmation: `all` or `one`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed: Option<String>,
+    /// What is done when none is left: `degrade` goes on and says so, `block` lets clients wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<String>,
+}
+
+/// A storage router of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Router {
+    /// Its name.
+    pub name: String,
+    /// It is the one that answered.
+    pub this: bool,
+    /// It has a lease of the registry.
+    pub there: bool,
+    /// It gives its vDisks away and takes none.
+    pub draining: bool,
+    /// vDisks that it owns.
+    pub vdisks: u64,
+    /// Where it is reached by the edge protocol.
+    #[serde(default)]
+    pub edge: Vec<String>,
+    /// Where its DTL service is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtl: Option<String>,
+    /// The URL of its API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
+    /// What it may fail with.
+    #[serde(default)]
+    pub domains: Vec<String>,
+}
+
+/// Reply to `GET /api/v1/routers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RouterList {
+    /// In order of name.
+    pub items: Vec<Router>,
 }
 
 /// Reply to `GET /api/v1/vdisks`.

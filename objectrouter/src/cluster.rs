@@ -54,8 +54,6 @@ pub struct Membership {
     pub name: Name,
     /// Its write buffer, and the start of the machine that it is in.
     pub write_buffer: WriteBuffer,
-    /// Where others reach it.
-    pub addresses: Addresses,
     /// What it may fail with.
     pub domains: Vec<String>,
     /// Domains where its volumes are to be recovered.
@@ -73,6 +71,8 @@ pub(crate) struct Cluster {
     records: Records<dyn Registry>,
     me: Membership,
     seat: RwLock<Option<Arc<dyn Lease>>>,
+    /// Where others reach this router.
+    addresses: RwLock<Addresses>,
     nodes: RwLock<BTreeMap<Name, NodeRecord>>,
     /// By address.
     clients: Mutex<HashMap<String, Arc<Client>>>,
@@ -84,6 +84,7 @@ impl Cluster {
             records: Records::new(registry),
             me,
             seat: RwLock::new(None),
+            addresses: RwLock::default(),
             nodes: RwLock::default(),
             clients: Mutex::default(),
         }
@@ -159,11 +160,22 @@ impl Cluster {
     }
 
     fn about(&self, lease: &dyn Lease, draining: bool) -> NodeRecord {
-        let mut node = NodeRecord::new(lease.id(), self.me.write_buffer.device, self.me.addresses.clone());
+        let mut node =
+            NodeRecord::new(lease.id(), self.me.write_buffer.device, self.addresses.read().clone());
         node.domains = self.me.domains.clone();
         node.recovery_domains = self.me.recovery_domains.clone();
         node.draining = draining;
         node
+    }
+
+    /// Tells the others where they reach this router.
+    pub(crate) async fn reached_at(&self, addresses: Addresses) -> Result<()> {
+        *self.addresses.write() = addresses;
+        let name = &self.me.name;
+        match self.records.router(name).await? {
+            Some(Stored { record, revision }) => self.announce(&record, revision).await,
+            None => Err(Error::not_found(format!("the registry has no storage router '{name}'"))),
+        }
     }
 
     /// Changes what the registry says of this router for good, and tells the others.
@@ -178,6 +190,12 @@ impl Cluster {
         self.records.kv().txn(asserts, ops).await?;
         self.nodes.write().insert(name.clone(), node);
         Ok(())
+    }
+
+    /// Forgets a router that is not there.
+    pub(crate) async fn forget(&self, name: &Name, based_on: u64) -> Result<()> {
+        let asserts = vec![KvAssert::Revision(router_key(name), based_on), KvAssert::Absent(node_key(name))];
+        self.records.kv().txn(asserts, vec![KvOp::Delete(router_key(name))]).await.map(drop)
     }
 
     /// Without a seat from now on.

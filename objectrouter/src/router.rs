@@ -34,7 +34,7 @@ pub use attach::RouterAttachments;
 pub use backup::{Export, Imported};
 pub use exports::RouterExports;
 pub use health::{HealthItem, HealthLevel};
-pub use moves::RouterInfo;
+pub use moves::{DtlWish, RouterInfo};
 pub use qos::check_cache_quota;
 pub use snapshots::{DescribeSnapshot, SnapshotShown, TakeSnapshot};
 pub use vdisks::CreateVdisk;
@@ -44,7 +44,7 @@ use crate::cluster::succession::successor;
 use crate::cluster::{Cluster, Membership};
 use crate::config::Settings;
 use crate::metrics::RouterMetrics;
-use crate::registry::{NodeRecord, Records, Registered, upgrade};
+use crate::registry::{Addresses, NodeRecord, Records, Registered, upgrade};
 use crate::tasks::Tasks;
 use crate::vdisk::{Vdisk, VdiskInfo};
 use crate::vpool::{PoolPhase, Vpool, VpoolInfo};
@@ -171,6 +171,11 @@ impl Router {
         let sitter = router.clone();
         router.tasks.spawn("keep a seat in the registry", async move { sitter.keep_seat().await })?;
         Ok(router)
+    }
+
+    /// Tells the other routers where they reach this one: from now on they send clients here.
+    pub async fn reached_at(&self, addresses: Addresses) -> Result<()> {
+        self.cluster.reached_at(addresses).await
     }
 
     /// Name of this storage router.

@@ -2,7 +2,9 @@
 
 pub mod backup;
 pub mod cluster;
+pub mod edge;
 pub mod qos;
+pub mod routers;
 mod snapshots;
 
 pub use snapshots::SnapshotAction;
@@ -36,7 +38,7 @@ Exit codes:
   2  the command line or the configuration can't be right
   3  there is no such vPool, vDisk, object or file
   4  it exists already, is in use, or the data directory or an address is held by another process
-  5  no storage router answers at the API's address";
+  5  no storage router answers";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -55,6 +57,10 @@ pub enum Command {
     Cluster(cluster::Cluster),
     /// Back up the registry of vPools and vDisks, or make a new one from a backup
     Registry(cluster::Registry),
+    /// List, show, drain and remove the storage routers of the cluster
+    Router(routers::Router),
+    /// Use vDisks from this machine, whatever router serves them: show, copy, measure, serve by NBD
+    Edge(edge::Edge),
     /// Say what is not well; exit code 1 when something does not serve
     Health(Plain),
     /// Show the running router's log filter, or change it until it restarts
@@ -76,7 +82,7 @@ pub struct ConfigArgs {
     /// Data directory [default: /var/lib/storagerouter for root, else ~/.local/share/storagerouter]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Set one key, as in --set nbd.listen=127.0.0.1:10810 (may be repeated; wins over the file)
+    /// Set one key, as in --set nbd.listen=127.0.0.1:10819 (may be repeated; wins over the file)
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Allow listeners beyond loopback without TLS and credentials
@@ -101,7 +107,7 @@ impl ConfigArgs {
 #[command(after_help = "\
 Examples:
   storagerouter serve
-  storagerouter serve --data-dir /srv/router --set nbd.listen=127.0.0.1:10810
+  storagerouter serve --data-dir /srv/router --set nbd.listen=127.0.0.1:10819
   storagerouter serve --config /etc/storagerouter/storagerouter.toml --log info,volumedriver=debug
 
 SIGTERM and SIGINT stop it: what is acknowledged is flushed, what is cheap is uploaded, within
@@ -378,6 +384,22 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         /// Bytes of the read cache, memory and SSD, for the clusters of this vDisk
         #[arg(long, value_name = "SIZE|none", group = "change", value_parser = cache_quota)]
         cache_quota: Option<u64>,
+        /// dtl.mode=none|async|sync, dtl.peers=1|2, dtl.needed=all|one, dtl.on_failure=degrade|block
+        #[arg(value_name = "KEY=VALUE", group = "change", value_parser = routers::dtl_setting)]
+        settings: Vec<routers::DtlSetting>,
+    },
+    /// Give a vDisk to another storage router; its clients wait for a moment
+    Move {
+        /// VPOOL/NAME, or NAME when unique
+        vdisk: String,
+        /// The storage router that is to have it
+        #[arg(long, value_name = "ROUTER")]
+        to: String,
+    },
+    /// Open an orphaned vDisk here, without what only its owner had: that is lost, and recorded
+    Force {
+        /// VPOOL/NAME, or NAME when unique
+        vdisk: String,
     },
     /// Show or set how many requests and bytes per second the clients of a vDisk may take
     Qos(qos::Qos),

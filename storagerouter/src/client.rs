@@ -5,9 +5,10 @@ pub mod cluster;
 pub mod commands;
 pub mod http;
 mod qos;
+pub mod routers;
 mod scrub;
 mod snapshots;
-mod tables;
+pub mod tables;
 
 use crate::cli::Output;
 use anyhow::Result;

@@ -30,6 +30,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// `[nbd]`.
     pub nbd: edge::config::Settings,
+    /// `[edge]`.
+    pub edge: edge::protocol::Settings,
     /// `[api]`.
     pub api: framework::Settings,
     /// `[objectrouter]`.
@@ -82,6 +84,7 @@ impl Default for Settings {
             worker_threads: 0,
             log: LogSettings::default(),
             nbd: Default::default(),
+            edge: Default::default(),
             api: Default::default(),
             objectrouter: Default::default(),
             index: Default::default(),
@@ -185,6 +188,7 @@ impl Settings {
         };
         own().map_err(Failure::usage)?;
         self.nbd.check(insecure).map_err(|e| Failure::usage(e.to_string()))?;
+        self.edge.check(insecure).map_err(|e| Failure::usage(e.to_string()))?;
         self.api.check(insecure).map_err(Failure::usage)?;
         self.objectrouter.check().map_err(Failure::usage)?;
         self.volumedriver.check().map_err(Failure::usage)?;
@@ -201,6 +205,7 @@ impl Settings {
     pub fn secret_files(&self) -> Vec<(&'static str, PathBuf)> {
         [
             ("nbd.tls_key", &self.nbd.tls_key),
+            ("edge.tls_key", &self.edge.tls_key),
             ("api.tls_key", &self.api.tls_key),
             ("api.token_file", &self.api.token_file),
             ("cluster.tls_key", &self.cluster.tls_key),
@@ -239,7 +244,7 @@ fn from_table(table: &Table) -> Result<Settings, toml::de::Error> {
 fn apply(table: &mut Table, text: &str) -> Result<Settings> {
     let Some((key, value)) = text.split_once('=') else {
         return Err(Failure::usage(format!(
-            "--set {text}: write key=value, as in --set nbd.listen=127.0.0.1:10810"
+            "--set {text}: write key=value, as in --set nbd.listen=127.0.0.1:10819"
         )));
     };
     let (key, value) = (key.trim(), value.trim());

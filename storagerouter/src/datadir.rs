@@ -11,6 +11,7 @@
 //! index/      the cluster index: derived, may be deleted while the router is stopped
 //! registry/   format 1: the registry of one node, from which `cluster/` was made
 //! nbd.sock    where NBD clients of this machine connect
+//! edge.sock   where edge clients of this machine connect
 //! ```
 //!
 //! Format 2 has `cluster/` in place of `registry/`, which says itself that it has moved.
@@ -142,6 +143,11 @@ impl DataDir {
 /// The NBD socket of a data directory.
 pub fn nbd_socket(data_dir: &Path) -> PathBuf {
     data_dir.join("nbd.sock")
+}
+
+/// The edge protocol's socket of a data directory.
+pub fn edge_socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("edge.sock")
 }
 
 /// The data directory when none is named: root's, or the user's own.

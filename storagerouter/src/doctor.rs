@@ -94,6 +94,7 @@ mod tests {
         let path = dir.path().join("new/data");
         let mut settings = Settings { data_dir: Some(path.clone()), ..Settings::default() };
         settings.nbd.listen = "127.0.0.1:0".to_string();
+        settings.edge.listen = "127.0.0.1:0".to_string();
         settings.api.listen = "127.0.0.1:0".to_string();
         settings.cluster.listen = "127.0.0.1:0".to_string();
         settings.dtl.listen = "127.0.0.1:0".to_string();
@@ -113,9 +114,12 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut settings = Settings { data_dir: Some(dir.path().into()), ..Settings::default() };
         settings.nbd.listen = taken.local_addr().unwrap().to_string();
+        settings.edge.listen = taken.local_addr().unwrap().to_string();
         settings.api.listen = "0.0.0.0:0".to_string();
         settings.volumedriver.journal_mib = 1 << 40;
         let findings = look(&settings, false, &SystemClock::new()).await.unwrap();
+        let says = |key: &str| findings.iter().any(|f| f.level == Level::Fail && f.text.starts_with(key));
+        assert!(says("nbd.listen") && says("edge.listen"), "{findings:?}");
         let failed: Vec<&str> = findings.iter().filter(|f| f.level == Level::Fail).map(|f| f.what).collect();
         for what in ["configuration", "data dir", "disk space", "port"] {
             assert!(failed.contains(&what), "'{what}' is not in {failed:?}");

@@ -15,7 +15,7 @@ pub enum Exit {
     NotFound = 3,
     /// It exists already, is in use, or is held by another process.
     Conflict = 4,
-    /// Nobody answers at the API's address.
+    /// No storage router answers.
     Unreachable = 5,
 }
 
@@ -27,7 +27,7 @@ Exit codes:
   2  the command line or the configuration can't be right
   3  there is no such vPool, vDisk, object or file
   4  it exists already, is in use, or the data directory or an address is held by another process
-  5  no storage router answers at the API's address";
+  5  no storage router answers";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

@@ -11,8 +11,10 @@
 //! | `logging` | logs and the panic hook |
 //! | `doctor` | looks at the machine |
 //! | `client` | the commands that talk to the API |
+//! | `edge` | the commands that are clients of the edge protocol |
 //! | `inspect` | prints what a file or an object says, and checks a vDisk's image |
 //! | `failure` | exit codes |
+//! | `progress` | how far something long has come, on a terminal |
 //! | `size` | sizes as people write them |
 //!
 //! Does not own: any rule about data. What it decides is which implementation stands behind which
@@ -24,9 +26,11 @@ mod cluster;
 mod config;
 mod datadir;
 mod doctor;
+mod edge;
 mod failure;
 mod inspect;
 mod logging;
+mod progress;
 mod serve;
 mod size;
 mod stores;
@@ -74,6 +78,8 @@ fn run(command: Command) -> Result<()> {
         Command::Vdisk(args) => block_on(client::commands::vdisk(&args)),
         Command::Cluster(args) => block_on(cluster::commands::cluster(&args)),
         Command::Registry(args) => block_on(cluster::commands::registry(&args)),
+        Command::Router(args) => block_on(client::routers::run(&args)),
+        Command::Edge(args) => edge::run(&args),
         Command::Health(args) => block_on(client::commands::health(&args)),
         Command::LogLevel(args) => block_on(client::commands::log_level(&args)),
         Command::Version(args) => block_on(client::commands::version(&args)),

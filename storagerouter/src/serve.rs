@@ -2,8 +2,9 @@
 //! clients see first.
 
 mod keeper;
-mod signals;
-mod system;
+mod node;
+pub mod signals;
+pub mod system;
 
 use crate::cluster::{Cluster, End, Opening};
 use crate::config::{Settings, Sources};
@@ -16,9 +17,11 @@ use common::clock::SystemClock;
 use common::disk::local::LocalDisk;
 use common::{Clock, Disk, Error, ErrorKind, Table};
 use edge::nbd::{Server, TlsMode};
+use edge::protocol::{self, Attachments, Forwarder};
+use edge_client::trunk::Patience;
 use keeper::Keeper;
 use kvstore::RocksTable;
-use objectrouter::{Router, RouterExports};
+use objectrouter::{Router, RouterAttachments, RouterExports};
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
 use signals::Signals;
@@ -75,6 +78,7 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     let path = settings.data_dir()?;
     let data_dir = DataDir::open(&path, &*clock)?;
     settings.nbd.unix.get_or_insert_with(|| datadir::nbd_socket(data_dir.path()));
+    settings.edge.unix.get_or_insert_with(|| datadir::edge_socket(data_dir.path()));
     let log = logging::start(&settings.log)?;
     logging::abort_on_panic();
 
@@ -97,11 +101,7 @@ pub fn run(args: &cli::Serve) -> Result<()> {
             }
         };
         let why = running.until_stopped(&mut signals, &sources, &log).await?;
-        tracing::info!(
-            why,
-            seconds = settings.shutdown_seconds,
-            "stopping; a second signal ends it at once"
-        );
+        tracing::info!(why, seconds = settings.shutdown_seconds, "stopping; a second signal ends it at once");
         system::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
         tokio::select! {
             () = running.stop(Duration::from_secs(settings.shutdown_seconds), &*clock) => Ok(()),
@@ -121,6 +121,7 @@ struct Parts {
     router: Arc<Router>,
     cluster: Arc<Cluster>,
     keeper: Option<Keeper>,
+    dtl_port: Option<u16>,
     api: TcpListener,
     registry: Registry,
 }
@@ -132,6 +133,7 @@ struct Running {
     keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     nbd: JoinHandle<()>,
+    edge: JoinHandle<()>,
     api: JoinHandle<common::Result<()>>,
     watchdog: Option<JoinHandle<()>>,
 }
@@ -155,9 +157,9 @@ impl Running {
             "storage router starts"
         );
         system::raise_open_files();
-        // NBD binds when there is something to serve; what is taken is better told now.
-        if let Some(address) = settings.nbd.tcp() {
-            drop(listen_on("nbd.listen", address)?);
+        // These two bind when there is something to serve; what is taken is better told now.
+        for (key, address) in [("nbd.listen", settings.nbd.tcp()), ("edge.listen", settings.edge.tcp())] {
+            drop(address.map(|address| listen_on(key, address)).transpose()?);
         }
         let api = listen_on("api.listen", &settings.api.listen)?;
         let members = listen_on("cluster.listen", &settings.cluster.listen)?;
@@ -172,6 +174,7 @@ impl Running {
         let Some(cluster) = opening.open(&mut registry).await? else { return Ok(None) };
         let table = open_index(&data_dir.index(), settings)?;
         tracing::info!(took = took(since), "registry and index open");
+        let dtl_port = guests.as_ref().and_then(|l| l.local_addr().ok()).map(|address| address.port());
         let kept = guests.map(|listener| {
             let open = keeper::open_store(settings.dtl.clone(), data_dir.dtl(), clock.clone());
             (listener, tokio::spawn(open))
@@ -199,16 +202,23 @@ impl Running {
         };
 
         let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
-        let router =
-            Router::start(Arc::new(cluster.client()), driver, stores, clock.clone(), settings.objectrouter.clone(), &mut registry)
-                .await?;
+        let router = Router::start(
+            Arc::new(cluster.client()),
+            node::membership(settings, data_dir, clock.clone())?,
+            driver,
+            stores,
+            clock.clone(),
+            settings.objectrouter.clone(),
+            &mut registry,
+        )
+        .await?;
         tracing::info!(
             vpools = router.vpools().len(),
             vdisks = router.vdisks().len(),
-            node = router.node(),
+            node = %router.node(),
             "registry read; volumes open in the background"
         );
-        let parts = Parts { router: router.clone(), cluster, keeper, api, registry };
+        let parts = Parts { router: router.clone(), cluster, keeper, dtl_port, api, registry };
         match Self::listen(settings, parts, clock.clone(), log).await {
             Ok(running) => {
                 system::notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
@@ -229,15 +239,25 @@ impl Running {
         clock: Arc<dyn Clock>,
         log: &LogControl,
     ) -> Result<Running> {
-        let Parts { router, cluster, keeper, api, mut registry } = parts;
+        let Parts { router, cluster, keeper, dtl_port, api, mut registry } = parts;
         let exports = Arc::new(RouterExports(router.clone()));
         let mut nbd = settings.nbd.clone();
-        nbd.max_connections = system::connections_within_open_files(nbd.max_connections);
+        nbd.max_connections = system::connections_within_open_files("nbd", nbd.max_connections, 2);
         let nbd = Server::bind(nbd, exports, clock.clone(), &mut registry).await?;
+        let dialer = Arc::new(node::edge_dialer(settings)?);
+        let forwarder = Forwarder::new(dialer, Patience::default(), clock.clone());
+        let redirect = settings.objectrouter.redirect;
+        let attachments: Arc<dyn Attachments> =
+            Arc::new(RouterAttachments::new(router.clone(), forwarder, settings.edge.lease(), redirect));
+        let edge = edge_server(settings, &router, attachments, clock.clone(), &mut registry);
+        let edge_listeners = edge.bind().await?;
+        let edge_addresses = edge_addresses(&edge_listeners);
         let tls = settings.api.tls()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let address = api.local_addr().context("api.listen")?;
         let url = format!("{scheme}://{address}");
+        let reached = node::addresses(settings, &edge_listeners, dtl_port, (scheme, address.port()));
+        router.reached_at(reached).await?;
         let app = framework::app(framework::State {
             router: router.clone(),
             metrics: Arc::new(registry),
@@ -253,12 +273,14 @@ impl Running {
             token: settings.api.token()?,
             nbd_uri: nbd.local_addr().map(|address| nbd_uri(address, settings.nbd.tls)),
             nbd_unix: nbd.unix_path().map(|path| path.display().to_string()),
+            edge: edge_addresses.clone(),
         });
         tracing::info!(
             api = url,
             nbd = nbd.local_addr().map(|a| a.to_string()),
             nbd_unix = nbd.unix_path().map(|p| p.display().to_string()),
             registry = cluster.address(),
+            edge = edge_addresses.join(", "),
             "listening"
         );
         let (stop, stopped) = watch::channel(false);
@@ -267,7 +289,8 @@ impl Running {
             router,
             cluster,
             keeper,
-            nbd: tokio::spawn(nbd.serve(stopped)),
+            nbd: tokio::spawn(nbd.serve(stopped.clone())),
+            edge: tokio::spawn(edge.serve(edge_listeners, stopped)),
             api: tokio::spawn(framework::serve(api, app, tls, async move {
                 // A sender that is gone means stop, too.
                 let _ = api_stopped.wait_for(|stop| *stop).await;
@@ -293,6 +316,7 @@ impl Running {
                 )),
             },
             ended = &mut self.nbd => Err(ended_early("the NBD server", ended)),
+            ended = &mut self.edge => Err(ended_early("the edge protocol's server", ended)),
             ended = &mut self.api => Err(ended_early("the API server", ended)),
         }
     }
@@ -301,13 +325,13 @@ impl Running {
     async fn stop(self, limit: Duration, clock: &dyn Clock) {
         let begin = clock.now();
         let work = limit.saturating_sub(LAST_STEPS);
-        let Running { router, cluster, keeper, stop, nbd, api, watchdog } = self;
+        let Running { router, cluster, keeper, stop, nbd, edge, api, watchdog } = self;
         let orderly = async {
             let _ = stop.send(true);
             // Requests that wait for a limit are in flight, and end.
             router.lift_limits();
             // A panic in them has ended the process already.
-            let _ = tokio::join!(nbd, api);
+            let _ = tokio::join!(nbd, edge, api);
             tracing::info!("no client is connected any more");
             let left = work.saturating_sub(clock.now().saturating_sub(begin));
             router.shutdown(left).await;
@@ -359,16 +383,40 @@ fn listen_on(key: &str, address: &str) -> Result<TcpListener> {
     })
 }
 
+/// The edge protocol's server of this router.
+fn edge_server(
+    settings: &Settings,
+    router: &Router,
+    attachments: Arc<dyn Attachments>,
+    clock: Arc<dyn Clock>,
+    registry: &mut Registry,
+) -> Arc<protocol::Server> {
+    let mut edge = settings.edge.clone();
+    edge.max_connections = system::connections_within_open_files("edge", edge.max_connections, 4);
+    let metrics = protocol::server::Metrics::new(registry);
+    protocol::Server::new(router.node().to_string(), edge, attachments, clock, metrics)
+}
+
+/// Where edge clients connect, as they want it written.
+fn edge_addresses(listeners: &protocol::server::Listeners) -> Vec<String> {
+    let unix = listeners.unix_path().map(|path| format!("unix:{}", path.display()));
+    listeners.local_addr().map(reachable).into_iter().chain(unix).collect()
+}
+
 /// The URI of a vDisk, with places for its names.
 fn nbd_uri(address: SocketAddr, tls: TlsMode) -> String {
     let scheme = if tls == TlsMode::Require { "nbds" } else { "nbd" };
-    let host = if address.ip().is_unspecified() {
+    format!("{scheme}://{}/{{vpool}}/{{vdisk}}", reachable(address))
+}
+
+/// Where a listener is found.
+fn reachable(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
         // Reachable under each name of this machine: its own is the best guess.
         format!("{}:{}", rustix::system::uname().nodename().to_string_lossy(), address.port())
     } else {
         address.to_string()
-    };
-    format!("{scheme}://{host}/{{vpool}}/{{vdisk}}")
+    }
 }
 
 fn log_filter(log: &LogControl) -> framework::LogFilter {

@@ -68,7 +68,7 @@ fn what_config_show_prints_is_a_configuration() {
 
 #[test]
 fn a_listener_beyond_loopback_is_refused_unless_insecure_is_said() {
-    for key in ["nbd.listen", "api.listen", "cluster.listen", "dtl.listen"] {
+    for key in ["nbd.listen", "edge.listen", "api.listen", "cluster.listen", "dtl.listen"] {
         let set = format!("{key}=0.0.0.0:0");
         refused(&run(&["config", "check", "--set", &set]), 2, &[key, "--insecure"]);
         assert_eq!(run(&["config", "check", "--set", &set, "--insecure"]).code, 0);
@@ -79,7 +79,7 @@ fn a_listener_beyond_loopback_is_refused_unless_insecure_is_said() {
 fn a_taken_port_is_told_with_its_key_and_address_before_anything_is_written() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let keys = ["nbd.listen", "api.listen", "cluster.listen", "dtl.listen"];
+    let keys = ["nbd.listen", "edge.listen", "api.listen", "cluster.listen", "dtl.listen"];
     for key in keys {
         let dir = scratch();
         let data = dir.path().join("d");

@@ -26,6 +26,7 @@ pub mod block;
 pub mod census;
 pub mod cgroup;
 pub mod database;
+pub mod edge;
 pub mod faultfs;
 pub mod gate;
 pub mod image;

@@ -16,6 +16,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// TCP port of its NBD server.
     pub nbd_port: u16,
+    /// TCP port of its edge protocol's server.
+    pub edge_port: u16,
     /// TCP port of its API.
     pub api_port: u16,
     /// TCP port of its registry; 0 is any, which nobody could join.
@@ -31,10 +33,11 @@ pub struct Config {
 impl Config {
     /// Free ports, defaults otherwise.
     pub fn new(data_dir: &Path) -> Result<Self> {
-        let (nbd_port, api_port) = (free_port()?, free_port()?);
+        let (nbd_port, edge_port, api_port) = (free_port()?, free_port()?, free_port()?);
         Ok(Self {
             data_dir: data_dir.into(),
             nbd_port,
+            edge_port,
             api_port,
             registry_port: 0,
             settings: vec![],
@@ -79,6 +82,7 @@ impl Config {
         };
         command.args(words).arg("--data-dir").arg(&self.data_dir);
         command.args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)]);
+        command.args(["--set", &format!("edge.listen=127.0.0.1:{}", self.edge_port)]);
         command.args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)]);
         command.args(["--set", &format!("cluster.listen=127.0.0.1:{}", self.registry_port)]);
         command.args(["--set", "dtl.listen=127.0.0.1:0"]);

@@ -51,9 +51,16 @@ fn agree(routers: &[Router], voters: u64) -> Result<Value> {
         let mut said = Vec::new();
         for router in routers {
             let mut status = status(router)?;
-            ensure!(number(&status, "answering")? == voters && number(&status, "voters")? == voters, "{status}");
-            let applied: Vec<_> =
-                status["members"].as_array().context("members")?.iter().map(|m| m["applied"].clone()).collect();
+            ensure!(
+                number(&status, "answering")? == voters && number(&status, "voters")? == voters,
+                "{status}"
+            );
+            let applied: Vec<_> = status["members"]
+                .as_array()
+                .context("members")?
+                .iter()
+                .map(|m| m["applied"].clone())
+                .collect();
             ensure!(applied.windows(2).all(|two| two[0] == two[1]), "{status}");
             ensure!(!status["leader"].is_null(), "{status}");
             for own in ["member", "name", "address"] {
@@ -177,9 +184,11 @@ fn a_router_leaves_and_may_join_again_under_another_id() -> Result<()> {
     // One that is dead is removed by another one, and finds out when it comes back.
     let mut dead = routers.remove(0);
     dead.kill9()?;
-    let id = status(&routers[0])?["members"].as_array().context("members")?.iter().find_map(|member| {
-        (member["answers"] == false).then(|| member["member"].to_string())
-    });
+    let id = status(&routers[0])?["members"]
+        .as_array()
+        .context("members")?
+        .iter()
+        .find_map(|member| (member["answers"] == false).then(|| member["member"].to_string()));
     routers[0].cli(&["cluster", "leave", "--member", &id.context("nobody is dead")?])?;
     agree(&routers, 2)?;
     dead.config.must_refuse(&["was removed from it"])?;

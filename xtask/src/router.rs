@@ -44,7 +44,12 @@ impl Router {
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(place::program("storagerouter"));
         command.args(words).arg("--data-dir").arg(self.file("router"));
-        command.args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)]);
+        command.args([
+            "--set",
+            &format!("nbd.listen=127.0.0.1:{}", self.nbd_port),
+            "--set",
+            "edge.listen=127.0.0.1:0",
+        ]);
         command.args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)]);
         for setting in &self.settings {
             command.args(["--set", setting]);

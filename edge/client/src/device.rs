@@ -5,7 +5,7 @@ use crate::ledger::Ledger;
 use crate::link::Link;
 use crate::pump;
 use crate::transport::Dial;
-use crate::wire::{Mode, Op, Outcome, ToServer};
+use crate::wire::{Granted, Mode, Op, Outcome, ToServer};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use common::{BlockDevice, Clock, Epoch, Error, Extent, Geometry, Result};
@@ -59,6 +59,17 @@ impl Default for Options {
     }
 }
 
+/// Where a device is attached, or was last.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The name of the router that answers.
+    pub router: String,
+    /// Its address.
+    pub address: String,
+    /// What it said.
+    pub granted: Granted,
+}
+
 /// What a device and its task share.
 pub(crate) struct Core {
     pub options: Options,
@@ -67,6 +78,7 @@ pub(crate) struct Core {
     pub clock: Arc<dyn Clock>,
     pub link: Link,
     pub ledger: Mutex<Ledger>,
+    pub home: Mutex<Option<Home>>,
     pub closing: AtomicBool,
 }
 
@@ -139,6 +151,7 @@ impl Device {
             clock,
             link: Link::new(),
             ledger: Mutex::new(ledger),
+            home: Mutex::default(),
             closing: AtomicBool::new(false),
             options,
         });
@@ -194,6 +207,16 @@ impl Device {
     /// What happened so far.
     pub fn counters(&self) -> Counters {
         self.core.ledger.lock().counters()
+    }
+
+    /// Where it is attached.
+    pub fn home(&self) -> Option<Home> {
+        self.core.home.lock().clone()
+    }
+
+    /// Why it is of no use any more: its attachment was revoked, or it was closed.
+    pub fn ended(&self) -> Option<Error> {
+        self.core.ledger.lock().dead().cloned()
     }
 
     /// The attachment's number, for [`Options::resume`] of a process to come.

@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// What comes, cut into frames.
 pub struct Incoming {
     read: ReadHalf,
+    /// Its name.
+    pub router: String,
     pub decoder: Decoder,
 }
 
@@ -25,9 +27,9 @@ pub async fn greet(dial: &dyn Dial, address: &str) -> Result<(WriteHalf, Incomin
         return Err(format!("the router speaks another version ({lowest} to {highest})"));
     }
     let Stream { read, write } = stream;
-    let mut connection = Incoming { read, decoder: Decoder::default() };
+    let mut connection = Incoming { read, router: String::new(), decoder: Decoder::default() };
     match connection.next().await? {
-        (_, ToClient::Hello(name)) => tracing::debug!(address, name, "edge: a router answered"),
+        (_, ToClient::Hello(name)) => connection.router = name,
         _ => return Err("the router did not say its name".into()),
     }
     Ok((write, connection))

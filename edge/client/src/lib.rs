@@ -27,4 +27,4 @@ pub mod transport;
 pub mod trunk;
 pub mod wire;
 
-pub use device::{Counters, Device, Options, Pending};
+pub use device::{Counters, Device, Home, Options, Pending};

@@ -21,6 +21,8 @@ pub struct Outgoing {
     parts: VecDeque<Bytes>,
     tail: BytesMut,
     bytes: usize,
+    /// Bytes that ever came.
+    queued: u64,
     /// The stream (TLS) may keep something back.
     unflushed: bool,
 }
@@ -29,6 +31,11 @@ impl Outgoing {
     /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes that were ever appended; `len` of them are not sent yet.
+    pub fn queued(&self) -> u64 {
+        self.queued
     }
 
     /// Whether nothing waits, also not in the stream.
@@ -40,7 +47,9 @@ impl Outgoing {
     pub fn frame(&mut self, put: impl FnOnce(&mut BytesMut) -> Bytes) {
         let before = self.tail.len();
         let payload = put(&mut self.tail);
-        self.bytes += self.tail.len() - before + payload.len();
+        let added = self.tail.len() - before + payload.len();
+        self.bytes += added;
+        self.queued += added as u64;
         if payload.len() <= COPIED {
             self.tail.put_slice(&payload);
         } else {

@@ -1,6 +1,6 @@
 //! The task of a device: connects, attaches, receives, and notices death.
 
-use crate::device::{Core, goodbye};
+use crate::device::{Core, Home, goodbye};
 use crate::incoming::{Incoming, greet};
 use crate::ledger::Broken;
 use crate::transport::{Dial, WriteHalf};
@@ -205,6 +205,9 @@ impl Pump {
             match answer {
                 (CHANNEL, ToClient::Attached(granted)) => {
                     self.start(write, &granted).map_err(Failure::Error)?;
+                    let (router, address) = (connection.router.clone(), address.to_owned());
+                    tracing::debug!(export = core.export, router, address, "edge: attached");
+                    *core.home.lock() = Some(Home { router, address, granted });
                     connection.decoder.allow(wire::MAX_PAYLOAD);
                     return Ok(connection);
                 }

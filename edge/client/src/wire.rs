@@ -111,6 +111,10 @@ pub struct Granted {
     pub known: bool,
     /// The DTL is in sync.
     pub in_sync: bool,
+    /// The disk itself is read-only, however it is attached.
+    pub disk_read_only: bool,
+    /// Who answers is not the owner: it passes requests on.
+    pub forwarded: bool,
     /// What may be under way.
     pub credit: Credit,
 }
@@ -490,7 +494,13 @@ impl ToClient {
                 };
                 b.put_u8(kind);
                 b.put_u64_le(lsn);
-                let flags = [geometry.read_only, granted.known, granted.in_sync];
+                let flags = [
+                    geometry.read_only,
+                    granted.known,
+                    granted.in_sync,
+                    granted.disk_read_only,
+                    granted.forwarded,
+                ];
                 b.put_u8(flags.iter().rev().fold(0, |bits, on| bits << 1 | u8::from(*on)));
                 b.put_u32_le(granted.credit.requests);
                 b.put_u32_le(granted.credit.bytes);

@@ -3,20 +3,25 @@
 //! A request is begun where it is decoded, and answered there when the device answers at once. What takes longer goes
 //! on beside the rest, and is run to its end also when the connection is gone: a request that is cut off could take
 //! effect at any later time (rule 3).
+//!
+//! Payload takes from the memory of all connections: a large one before it is received, and what is read until it is
+//! sent. While there is none, nothing is received, and the client hears that the router lives.
 
 use super::check::check;
 use super::door::Attached;
 use super::server::Server;
+use crate::memory::{Account, Held, Way};
 use common::{Error, Geometry, Lsn};
 use edge_client::outgoing::Outgoing;
 use edge_client::transport::Stream;
 use edge_client::wire::{
-    self, Attach, Credit, Decoder, Frame, Outcome, PROLOGUE, Refusal, Reply, Request, ToClient, ToServer,
+    self, Attach, Credit, Decoder, Frame, MAX_SMALL, Op, Outcome, PROLOGUE, Refusal, Reply, Request,
+    ToClient, ToServer,
 };
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -26,6 +31,9 @@ use tokio::sync::watch;
 
 /// Replies that may pile up before requests are left in the socket; payload is bounded by credit as well.
 const REPLIES: usize = 1 << 20;
+
+/// How often a client whose requests are not read hears that the router lives: more often than it needs to.
+const BEAT: Duration = Duration::from_millis(500);
 
 /// Why a connection ended.
 pub enum End {
@@ -39,22 +47,31 @@ pub enum End {
 enum Done {
     Attached(u32, Result<Arc<dyn Attached>, Refusal>),
     Detached(u32),
-    Replied(u32, Credit, Reply),
+    Replied(u32, Credit, Reply, Option<Held>),
 }
 
 struct Channel {
     attached: Arc<dyn Attached>,
+    account: Account,
     geometry: Geometry,
     /// What the client may have under way in addition.
     credit: Credit,
 }
 
 enum Slot {
-    /// Somebody is being attached.
-    Opening,
+    /// Somebody is being attached to an export that takes from here.
+    Opening(Account),
     Open(Channel),
     /// Requests of before go on.
     Closing,
+}
+
+/// There is no memory; nothing is received until there is.
+struct Waiting<'s> {
+    held: BoxFuture<'s, Held>,
+    /// What it is for; `None`: the payload that comes next.
+    request: Option<(u32, Request)>,
+    beat: BoxFuture<'s, ()>,
 }
 
 struct Connection<'s> {
@@ -66,6 +83,11 @@ struct Connection<'s> {
     slow: FuturesUnordered<BoxFuture<'s, Done>>,
     out: Outgoing,
     decoder: Decoder,
+    waiting: Option<Waiting<'s>>,
+    /// For the payload that is being received.
+    reserved: Option<Held>,
+    /// What was read and is not sent yet: it is when so many bytes have been.
+    unsent: VecDeque<(u64, Held)>,
 }
 
 /// Serves `stream` to its end.
@@ -83,11 +105,16 @@ pub async fn serve(
         slow: FuturesUnordered::new(),
         out: Outgoing::default(),
         decoder: Decoder::default(),
+        waiting: None,
+        reserved: None,
+        unsent: VecDeque::new(),
     };
     let end = connection.run(stream, idle, &mut shutdown).await;
     // The clients are gone for their volumes, but what they asked for is not: a session drains.
     connection.close_all();
     connection.attaching.clear();
+    (connection.waiting, connection.reserved) = (None, None);
+    connection.unsent.clear();
     while connection.slow.next().await.is_some() {}
     end
 }
@@ -135,9 +162,12 @@ impl<'s> Connection<'s> {
         tokio::pin!(stop);
         loop {
             // A client that asks and does not read the answers is asked to wait, not served.
-            while self.out.len() < REPLIES {
+            while self.out.len() < REPLIES && self.waiting.is_none() {
                 let frame = self.decoder.frame().map_err(|e| End::Protocol(e.into()))?;
-                let Some(frame) = frame else { break };
+                let Some(frame) = frame else {
+                    self.reserve();
+                    break;
+                };
                 heard = true;
                 self.frame(frame).await?;
             }
@@ -154,12 +184,15 @@ impl<'s> Connection<'s> {
                     sent.map_err(gone)?;
                 }
             }
+            let sent = self.out.queued() - self.out.len() as u64;
+            while self.unsent.pop_front_if(|(end, _)| *end <= sent).is_some() {}
             let full = self.out.len() >= REPLIES;
             let sending = !self.out.is_empty();
-            let Connection { out, slow, attaching, decoder, .. } = self;
+            let deaf = full || self.waiting.is_some();
+            let Connection { out, slow, attaching, decoder, waiting, .. } = self;
             tokio::select! {
                 biased;
-                n = read.read_buf(decoder.buffer()), if !full => {
+                n = read.read_buf(decoder.buffer()), if !deaf => {
                     if n.map_err(gone)? == 0 {
                         return Ok(());
                     }
@@ -167,6 +200,13 @@ impl<'s> Connection<'s> {
                 Some(done) = slow.next(), if !slow.is_empty() => self.done(done),
                 Some(done) = attaching.next(), if !attaching.is_empty() => self.done(done),
                 sent = poll_fn(|cx| out.poll_send(&mut write, cx)), if sending => sent.map_err(gone)?,
+                held = wait(waiting) => match held {
+                    Some(held) => self.take_up(held).await,
+                    None => {
+                        heard = true;
+                        self.beat();
+                    }
+                },
                 () = &mut quiet => {
                     if !heard {
                         return Err(End::Gone("nothing was heard for too long".into()));
@@ -228,7 +268,7 @@ impl<'s> Connection<'s> {
             self.out.frame(|buffer| ToClient::Refused(refusal).put(buffer, id));
             return Ok(());
         }
-        self.channels.insert(id, Slot::Opening);
+        self.channels.insert(id, Slot::Opening(self.server.memory.account(&attach.export)));
         let attachments = &self.server.attachments;
         self.attaching.push(async move { Done::Attached(id, attachments.attach(attach).await) }.boxed());
         Ok(())
@@ -269,7 +309,42 @@ impl<'s> Connection<'s> {
         }
     }
 
+    /// Takes memory for the payload that comes next, if that is a large one.
+    fn reserve(&mut self) {
+        let Some((id, len)) = self.decoder.coming().filter(|(_, len)| *len > MAX_SMALL) else { return };
+        let Some(Slot::Open(channel)) = self.channels.get(&id) else { return };
+        if self.reserved.is_none() {
+            self.reserved = channel.account.take(Way::In, len as u32);
+        }
+        if self.reserved.is_none() {
+            let held = channel.account.wait(Way::In, len as u32).boxed();
+            self.wait(held, None);
+        }
+    }
+
+    fn wait(&mut self, held: BoxFuture<'s, Held>, request: Option<(u32, Request)>) {
+        self.server.metrics.memory_waits.inc();
+        self.waiting = Some(Waiting { held, request, beat: self.server.clock.sleep(BEAT) });
+    }
+
+    /// What the client says is not read; it is to know that somebody is there.
+    fn beat(&mut self) {
+        self.out.frame(|buffer| ToClient::Pong.put(buffer, 0));
+        if let Some(waiting) = &mut self.waiting {
+            waiting.beat = self.server.clock.sleep(BEAT);
+        }
+    }
+
+    /// There is memory for what waited.
+    async fn take_up(&mut self, held: Held) {
+        match self.waiting.take().and_then(|waiting| waiting.request) {
+            Some((id, request)) => self.begin(id, request, Some(held)).await,
+            None => self.reserved = Some(held),
+        }
+    }
+
     async fn request(&mut self, id: u32, request: Request) -> Result<(), End> {
+        let reserved = self.reserved.take();
         let Some(Slot::Open(channel)) = self.channels.get_mut(&id) else {
             // What is said in a channel that is not open is late.
             return Ok(());
@@ -297,16 +372,31 @@ impl<'s> Connection<'s> {
                 grant,
                 outcome,
             };
-            self.done(Done::Replied(id, cost, reply));
+            self.done(Done::Replied(id, cost, reply, None));
             return Ok(());
         }
+        let way = if matches!(request.op, Op::Read { .. }) { Way::Out } else { Way::In };
+        if cost.bytes == 0 || way == Way::In && reserved.is_some() {
+            self.begin(id, request, reserved).await;
+        } else if let Some(held) = channel.account.take(way, cost.bytes) {
+            self.begin(id, request, Some(held)).await;
+        } else {
+            let held = channel.account.wait(way, cost.bytes).boxed();
+            self.wait(held, Some((id, request)));
+        }
+        Ok(())
+    }
+
+    async fn begin(&mut self, id: u32, request: Request, held: Option<Held>) {
+        // One that waited may be late as well.
+        let Some(Slot::Open(channel)) = self.channels.get(&id) else { return };
+        let cost = request.op.cost();
         let attached = channel.attached.clone();
-        let mut call = async move { Done::Replied(id, cost, attached.call(request).await) }.boxed();
+        let mut call = async move { Done::Replied(id, cost, attached.call(request).await, held) }.boxed();
         match futures::poll!(&mut call) {
             Poll::Ready(done) => self.done(done),
             Poll::Pending => self.slow.push(call),
         }
-        Ok(())
     }
 
     fn done(&mut self, done: Done) {
@@ -323,7 +413,7 @@ impl<'s> Connection<'s> {
                 self.channels.remove(&id);
                 self.out.frame(|buffer| ToClient::Detached.put(buffer, id));
             }
-            Done::Replied(id, cost, mut reply) => {
+            Done::Replied(id, cost, mut reply, held) => {
                 let metrics = &self.server.metrics;
                 metrics.requests.inc();
                 match &reply.outcome {
@@ -341,14 +431,16 @@ impl<'s> Connection<'s> {
                     None => return,
                 }
                 self.out.frame(|buffer| reply.put(buffer, id));
+                if let (Outcome::Data(_), Some(held)) = (&reply.outcome, held) {
+                    self.unsent.push_back((self.out.queued(), held));
+                }
             }
         }
     }
 
     fn opened(&mut self, id: u32, attached: Arc<dyn Attached>) {
-        if !matches!(self.channels.get(&id), Some(Slot::Opening)) {
-            return;
-        }
+        let Some(Slot::Opening(account)) = self.channels.get(&id) else { return };
+        let account = account.clone();
         let settings = &self.server.settings;
         let mut granted = attached.granted();
         let most = granted.geometry.max_payload;
@@ -363,7 +455,17 @@ impl<'s> Connection<'s> {
         self.decoder.allow(most);
         self.server.metrics.attachments.inc();
         let geometry = granted.geometry;
-        self.channels.insert(id, Slot::Open(Channel { attached, geometry, credit }));
+        self.channels.insert(id, Slot::Open(Channel { attached, account, geometry, credit }));
         self.out.frame(|buffer| ToClient::Attached(granted).put(buffer, id));
+    }
+}
+
+/// Memory for what waits; `None` when its client should hear something. Never, if nothing waits.
+async fn wait(waiting: &mut Option<Waiting<'_>>) -> Option<Held> {
+    let Some(waiting) = waiting else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        held = &mut waiting.held => Some(held),
+        () = &mut waiting.beat => None,
     }
 }

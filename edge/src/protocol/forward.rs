@@ -40,6 +40,7 @@ impl Forwarder {
                 Ok(trunk) => {
                     let channel = trunk.attach(attach).await?;
                     let Some(granted) = channel.granted() else { break };
+                    let granted = Granted { forwarded: true, ..granted };
                     return Ok(Arc::new(Forwarded { channel, granted, _trunk: trunk }));
                 }
                 Err(error) => reasons.push(error.to_string()),

@@ -125,6 +125,8 @@ impl Attached for Seat {
             recovered: self.recovered,
             known: self.known,
             in_sync: self.owned.volume.in_sync(),
+            disk_read_only: self.owned.volume.geometry().read_only,
+            forwarded: false,
             credit: Credit::default(),
         }
     }

@@ -5,6 +5,7 @@ use super::door::Attachments;
 use super::settings::Settings;
 use crate::config::TlsMode;
 use crate::listen::{ACCEPT_PAUSE, Accepted, SocketFile, accept_tcp, accept_unix, bind_tcp, bind_unix};
+use crate::memory::Memory;
 use crate::tls;
 use common::{Clock, Result};
 use edge_client::transport::Stream;
@@ -34,6 +35,7 @@ pub struct Metrics {
     pub(super) moved: Counter,
     pub(super) requests: Counter,
     pub(super) errors: Counter,
+    pub(super) memory_waits: Counter,
     pub(super) protocol_errors: Counter,
 }
 
@@ -48,12 +50,18 @@ impl Metrics {
         registry.register(name("moved"), "Clients that were sent to another owner", m.moved.clone());
         registry.register(name("requests"), "Requests answered", m.requests.clone());
         registry.register(name("errors"), "Requests answered with an error", m.errors.clone());
+        registry.register(name("memory_waits"), "Requests that waited for memory", m.memory_waits.clone());
         registry.register(
             name("protocol_errors"),
             "Connections cut for what they said",
             m.protocol_errors.clone(),
         );
         m
+    }
+
+    /// Requests that had to wait for memory.
+    pub fn memory_waits(&self) -> u64 {
+        self.memory_waits.get()
     }
 
     /// Connections that were cut for what they said.
@@ -69,6 +77,7 @@ pub struct Server {
     pub(super) attachments: Arc<dyn Attachments>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
+    pub(super) memory: Memory,
     connections: Arc<Semaphore>,
 }
 
@@ -89,7 +98,8 @@ impl Server {
         metrics: Metrics,
     ) -> Arc<Server> {
         let connections = Arc::new(Semaphore::new(settings.max_connections));
-        Arc::new(Server { name, settings, attachments, clock, metrics, connections })
+        let memory = Memory::new(settings.memory_mib << 20);
+        Arc::new(Server { name, settings, attachments, clock, metrics, memory, connections })
     }
 
     /// Binds the listeners of the settings and reads the certificates; serves nobody yet.

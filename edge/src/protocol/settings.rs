@@ -2,9 +2,13 @@
 
 use crate::config::{TlsMode, is_loopback};
 use common::{Error, Result};
+use edge_client::wire::MAX_PAYLOAD;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// The least memory that makes sense: the largest request fits the share of a vPool's reads, a quarter.
+const LEAST: u64 = 4 * MAX_PAYLOAD as u64;
 
 /// `[edge]` of the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +34,8 @@ pub struct Settings {
     pub window_requests: u32,
     /// Bytes of payload of one attachment that may be under way; a disk's largest payload at least.
     pub window_bytes: u32,
+    /// Memory for payload, in MiB, all connections together.
+    pub memory_mib: u64,
     /// Seconds for which an attachment is kept when its client is gone.
     pub lease_seconds: u64,
     /// Seconds after which a connection that says nothing is closed.
@@ -49,6 +55,7 @@ impl Default for Settings {
             max_channels: 4096,
             window_requests: 256,
             window_bytes: 16 << 20,
+            memory_mib: 256,
             lease_seconds: 10,
             idle_seconds: 10,
         }
@@ -88,6 +95,14 @@ impl Settings {
             if value == 0 || value > most {
                 return Err(Error::invalid(format!("{key} is {value}: choose 1 to {most}")));
             }
+        }
+        let least = LEAST >> 20;
+        if self.memory_mib < least || self.memory_mib > 1 << 20 {
+            return Err(Error::invalid(format!(
+                "edge.memory_mib is {}: choose {least} to {}",
+                self.memory_mib,
+                1 << 20
+            )));
         }
         match self.tls {
             TlsMode::Allow => {

@@ -195,6 +195,8 @@ impl Attached for Zombie {
             recovered: Recovered::All,
             known: true,
             in_sync: true,
+            disk_read_only: false,
+            forwarded: false,
             credit: Credit::default(),
         }
     }

@@ -95,9 +95,9 @@ impl Api {
                     })
                 }),
                 backup: Arc::new(|path| {
-                    Box::pin(async move {
-                        Ok(types::BackedUp { path, group: "0".into(), revision: 1, bytes: 2 })
-                    })
+                    Box::pin(
+                        async move { Ok(types::BackedUp { path, group: "0".into(), revision: 1, bytes: 2 }) },
+                    )
                 }),
             },
             version: types::Version {
@@ -110,6 +110,7 @@ impl Api {
             token: token.map(|t| Token::new(t).unwrap()),
             nbd_uri: Some("nbd://127.0.0.1:10809/{vpool}/{vdisk}".into()),
             nbd_unix: Some("/run/a b/nbd?.sock".into()),
+            edge: vec!["127.0.0.1:10810".into(), "unix:/run/edge.sock".into()],
         };
         Api { app: app(state), router }
     }
@@ -363,6 +364,7 @@ async fn a_vpool_and_a_vdisk_over_http() {
     assert!(vdisk.epoch >= 1 && vdisk.frontiers.is_some() && vdisk.stored_bytes.is_some());
     assert_eq!(vdisk.nbd_uri.as_deref(), Some("nbd://127.0.0.1:10809/p/d"));
     assert_eq!(vdisk.nbd_unix_uri.as_deref(), Some("nbd+unix:///p/d?socket=/run/a%20b/nbd%3F.sock"));
+    assert_eq!(vdisk.edge, ["127.0.0.1:10810", "unix:/run/edge.sock"]);
     assert_eq!(vdisk.dtl.mode, "none");
 
     let list: VdiskList = api.get("/api/v1/vdisks?vpool=p").await.json();

@@ -5,16 +5,16 @@ use super::extract::{Body, Names, Params};
 use super::problem::Answer;
 use super::qos;
 use crate::types::{
-    CacheUse, CloneOf, Drain, Dtl, Frontiers, Problem, ScrubQuery, ScrubState, Scrubbed, Vdisk, VdiskCreate,
-    VdiskDelete, VdiskFilter, VdiskList, VdiskPatch, VdiskState,
+    CacheUse, CloneOf, Drain, Dtl, DtlLoss, DtlPatch, Frontiers, Problem, ScrubQuery, ScrubState, Scrubbed, Vdisk,
+    VdiskCreate, VdiskDelete, VdiskFilter, VdiskList, VdiskPatch, VdiskState,
 };
 use axum::Json;
 use axum::extract;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::IntoResponse;
-use common::Error;
-use objectrouter::{CreateVdisk, Effort, VdiskInfo};
+use common::{Error, Result};
+use objectrouter::{CreateVdisk, DtlMode, DtlNeeded, DtlOnFailure, DtlWish, Effort, VdiskInfo};
 use std::time::Duration;
 
 /// Seconds that a drain or a scrub waits unless said otherwise, and the most that it does.
@@ -61,6 +61,7 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
         let known = state.router.vdisk(info.vpool.as_str(), &id).map(|vdisk| vdisk.name.to_string());
         CloneOf { vdisk: known.unwrap_or(id), snapshot_id: format!("{:032x}", parent.snapshot.0) }
     });
+    let dtl = dtl(&info);
     Vdisk {
         name: info.name.to_string(),
         vpool: info.vpool.to_string(),
@@ -88,6 +89,8 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
             objectrouter::VdiskState::Failed => VdiskState::Failed,
             objectrouter::VdiskState::Creating => VdiskState::Creating,
             objectrouter::VdiskState::Deleting => VdiskState::Deleting,
+            objectrouter::VdiskState::Elsewhere => VdiskState::Elsewhere,
+            objectrouter::VdiskState::Orphaned => VdiskState::Orphaned,
         },
         reason: info.reason,
         in_use: info.clients,
@@ -111,10 +114,55 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
             deleted_scos: s.scrub.deleted_scos,
             relocated_bytes: s.scrub.relocated_bytes,
         }),
-        dtl: Dtl { mode: info.dtl.as_str().to_string() },
-        owner: if info.owner == state.router.node() { "local".into() } else { info.owner },
+        dtl,
+        owner: if info.owner == *state.router.node() { "local".into() } else { info.owner.to_string() },
         nbd_uri,
         nbd_unix_uri,
+        edge: state.edge.clone(),
+    }
+}
+
+fn dtl_wish(patch: DtlPatch) -> Result<DtlWish> {
+    fn one_of<T: Copy>(key: &str, given: Option<String>, known: &[(&str, T)]) -> Result<Option<T>> {
+        let Some(given) = given else { return Ok(None) };
+        let found = known.iter().find(|(name, _)| *name == given);
+        found.map(|(_, value)| Some(*value)).ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+            Error::invalid(format!("dtl.{key} '{}': choose {}", given.escape_debug(), names.join(" or ")))
+        })
+    }
+    let modes = [("none", DtlMode::None), ("async", DtlMode::Async), ("sync", DtlMode::Sync)];
+    let failures = [("degrade", DtlOnFailure::Degrade), ("block", DtlOnFailure::Block)];
+    Ok(DtlWish {
+        mode: one_of("mode", patch.mode, &modes)?,
+        peers: patch.peers,
+        needed: one_of("needed", patch.needed, &[("all", DtlNeeded::All), ("one", DtlNeeded::One)])?,
+        on_failure: one_of("on_failure", patch.on_failure, &failures)?,
+    })
+}
+
+fn dtl(info: &VdiskInfo) -> Dtl {
+    let (config, loss) = (&info.dtl, |loss: &objectrouter::Loss| DtlLoss {
+        epoch: loss.epoch.0,
+        after_lsn: loss.after.0,
+        up_to_lsn: loss.up_to.map(|lsn| lsn.0),
+    });
+    Dtl {
+        mode: match config.mode {
+            objectrouter::DtlMode::Sync => "sync",
+            objectrouter::DtlMode::Async => "async",
+            _ => "none",
+        }
+        .into(),
+        status: match config.status {
+            objectrouter::DtlStatus::InSync => "in_sync",
+            objectrouter::DtlStatus::CatchingUp => "catching_up",
+            objectrouter::DtlStatus::Degraded => "degraded",
+        }
+        .into(),
+        peers: config.peers.iter().map(|peer| peer.node.to_string()).collect(),
+        wanted_peers: config.wanted,
+        losses: info.losses.iter().map(loss).collect(),
     }
 }
 
@@ -189,6 +237,7 @@ pub(super) async fn change(
     let mut info = None;
     // A limit that can't be right is refused before anything is changed.
     let limits = body.qos.map(qos::asked).transpose()?;
+    let dtl = body.dtl.map(dtl_wish).transpose()?;
     let quota = body.cache_quota_bytes.map(|bytes| Some(bytes).filter(|bytes| *bytes > 0));
     objectrouter::check_cache_quota(quota.flatten())?;
     if let Some(size) = body.size_bytes {
@@ -203,10 +252,13 @@ pub(super) async fn change(
     if let Some(quota) = quota {
         info = Some(state.router.set_cache_quota(&vpool, &name, quota).await?);
     }
+    if let Some(wish) = dtl {
+        info = Some(state.router.set_dtl(&vpool, &name, wish).await?);
+    }
     match info {
         Some(info) => Ok(Json(shown(&state, info))),
         None => Err(Error::invalid(
-            "nothing to change: give 'size_bytes', 'read_only', 'qos' or 'cache_quota_bytes'",
+            "nothing to change: give 'size_bytes', 'read_only', 'qos', 'cache_quota_bytes' or 'dtl'",
         )
         .into()),
     }

@@ -124,7 +124,9 @@ impl Router {
                         vdisk.set_owned(now);
                     }
                     None => {
-                        return Err(Error::not_found(format!("the registry has no vDisk '{vdisk}' any more")));
+                        return Err(Error::not_found(format!(
+                            "the registry has no vDisk '{vdisk}' any more"
+                        )));
                     }
                 },
                 Err(error) => return Err(error.context(format!("vDisk '{vdisk}'"))),

@@ -9,7 +9,9 @@ use crate::cluster::succession::is_replicated;
 use crate::registry::{NodeRecord, RouterRecord, Stored};
 use crate::vdisk::{Phase, Vdisk, VdiskInfo};
 use common::error::Context;
+use super::vpools::named;
 use common::{Error, ErrorKind, Name, Result};
+use dtl::{Config, Mode, Needed, OnFailure};
 use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +42,39 @@ pub struct RouterInfo {
     pub draining: bool,
     /// vDisks that it owns.
     pub vdisks: usize,
+}
+
+/// What is to change in how the tail of a vDisk is replicated; `None` stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DtlWish {
+    /// What is promised.
+    pub mode: Option<Mode>,
+    /// How many routers keep it.
+    pub peers: Option<u8>,
+    /// Of how many of them an acknowledgement needs the confirmation.
+    pub needed: Option<Needed>,
+    /// What to do when none is left.
+    pub on_failure: Option<OnFailure>,
+}
+
+impl DtlWish {
+    /// The configuration that is wished for in place of `now`; `None` when it is that already.
+    fn over(&self, now: &Config) -> Result<Option<Config>> {
+        let mode = self.mode.unwrap_or(now.mode);
+        let peers = self.peers.unwrap_or(match (mode, now.wanted) {
+            (Mode::None, _) => 0,
+            (_, 0) => 1,
+            (_, wanted) => wanted,
+        });
+        let right = if mode == Mode::None { 0..=0 } else { 1..=2 };
+        if !right.contains(&peers) {
+            let (least, most) = (right.start(), right.end());
+            return Err(Error::invalid(format!("{peers} DTL peers: with this mode there are {least} to {most}")));
+        }
+        let (needed, on_failure) = (self.needed.unwrap_or(now.needed), self.on_failure.unwrap_or(now.on_failure));
+        let same = (mode, peers, needed, on_failure) == (now.mode, now.wanted, now.needed, now.on_failure);
+        Ok((!same).then(|| now.with_policy(mode, peers, needed, on_failure)))
+    }
 }
 
 impl Router {
@@ -170,6 +205,67 @@ impl Router {
             Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
+    }
+
+    /// The URL of the API of the router that owns a vDisk, when that is another one and is there.
+    pub fn owner_api(&self, vpool: &str, name: &str) -> Option<String> {
+        let vdisk = self.find_vdisk(vpool, name).ok()?;
+        let owner = self.successor(&vdisk).filter(|owner| owner != self.cluster.me())?;
+        self.cluster.node(&owner)?.addresses.api
+    }
+
+    /// Changes how the tail of a vDisk is replicated; the owner sees to it at once.
+    ///
+    /// # Errors
+    /// `Invalid` for a number of peers that can't be; `NotOwner`.
+    pub async fn set_dtl(self: &Arc<Self>, vpool: &str, name: &str, wish: DtlWish) -> Result<VdiskInfo> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        wish.over(&vdisk.owned().record.registration.config)?;
+        self.serve(&vdisk).await?;
+        let router = self.clone();
+        let work = async move {
+            let _work = vdisk.work.lock().await;
+            let Some(volume) = vdisk.volume() else { return Err(vdisk.why_closed()) };
+            router
+                .change_volume(&vdisk, |record| {
+                    if router.holds(record)
+                        && let Ok(Some(config)) = wish.over(&record.registration.config)
+                    {
+                        record.registration.config = config;
+                    }
+                })
+                .await?;
+            let registration = vdisk.owned().record.registration;
+            volume.observe(registration.claimed, registration.config);
+            Ok(router.info(&vdisk))
+        };
+        self.tasks.run(format!("change the DTL of vDisk {vpool}/{name}"), work).await
+    }
+
+    /// Forgets a router that will not come back.
+    ///
+    /// # Errors
+    /// `Conflict` while it is there, or while there are vDisks that only it can open: they are named.
+    pub async fn remove_router(&self, name: &Name) -> Result<()> {
+        let Some(Stored { revision, .. }) = self.records().router(name).await? else {
+            return Err(Error::not_found(format!("there is no storage router '{name}'")));
+        };
+        if self.cluster.node(name).is_some() {
+            return Err(Error::conflict(format!(
+                "storage router '{name}' is there: stop it first (storagerouter cluster leave, on it)"
+            )));
+        }
+        let owned = |vdisk: &Arc<Vdisk>| vdisk.owned().record.registration.owner == *name;
+        let lost: Vec<_> =
+            self.all_vdisks().into_iter().filter(|v| owned(v) && self.successor(v).is_none()).collect();
+        if !lost.is_empty() {
+            return Err(Error::conflict(format!(
+                "only storage router '{name}' has all of {} vDisk(s): {}; bring it back, or force them (storagerouter vdisk force)",
+                lost.len(),
+                named(lost.iter())
+            )));
+        }
+        self.cluster.forget(name, revision).await
     }
 
     /// Lets this router give its vDisks away and take none, or ends that. It lasts over restarts. Those that nobody else

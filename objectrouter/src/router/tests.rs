@@ -6,7 +6,7 @@ mod qos;
 mod snapshots;
 
 use super::*;
-use crate::registry::{Addresses, VolumeRecord, WriteBuffer};
+use crate::registry::{VolumeRecord, WriteBuffer};
 use bytes::Bytes;
 use common::sim::{SimClock, SimDisk, SimKv, SimObjectStore, SimTable, StoreFaults};
 use common::{BlockDevice, Exports, Kv};
@@ -89,11 +89,9 @@ impl World {
 
     fn membership(&self) -> Membership {
         let (wire, clock) = (self.wire.clone(), self.clock.clone());
-        let dtl = wire.services.lock().contains_key(&self.name).then(|| self.name.clone());
         Membership {
             name: self.name.parse().unwrap(),
             write_buffer: WriteBuffer { device: self.device, boot: "boot".to_string() },
-            addresses: Addresses { edge: vec![format!("edge-{}:1", self.name)], dtl, api: None },
             domains: Vec::new(),
             recovery_domains: Vec::new(),
             lease: Duration::from_secs(2),
@@ -153,6 +151,9 @@ impl World {
         )
         .await
         .unwrap();
+        let dtl = self.wire.services.lock().contains_key(&self.name).then(|| self.name.clone());
+        let edge = vec![format!("edge-{}:1", self.name)];
+        router.reached_at(Addresses { edge, dtl, api: None }).await.unwrap();
         Node { router, registry }
     }
 }
@@ -321,8 +322,8 @@ async fn a_restart_opens_everything_under_higher_epochs() {
     node.ready().await;
     let used = world.revision().await - transactions;
     assert_eq!(
-        used, 135,
-        "its seat, its lease, two for the claims, one for each begin, and the one of this question"
+        used, 136,
+        "its lease, its seat, its address, two for the claims, one for each begin, and the one of this question"
     );
     for vdisk in node.router.vdisks() {
         assert_eq!(vdisk.state, crate::VdiskState::Serving, "{:?}", vdisk.reason);

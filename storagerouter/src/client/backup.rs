@@ -5,6 +5,7 @@ use super::http::{Api, escape};
 use super::{show, tables};
 use crate::cli::{Output, backup};
 use crate::failure::{Exit, Failure};
+use crate::progress::Progress;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use framework::types::{Imported, VdiskList};
@@ -62,7 +63,7 @@ pub async fn export(api: &Api, args: &backup::Export) -> Result<()> {
 /// Looks at all of the stream on its way: what is written is whole and right, or the command fails.
 async fn copy_out(api: &Api, path: &str, out: &mut dyn Write) -> Result<()> {
     let mut decoder = Decoder::default();
-    let mut progress = Progress::new();
+    let mut progress = Reached::new();
     api.download(path, |bytes| {
         for part in bytes.chunks(CHUNK) {
             decoder.push(part);
@@ -74,7 +75,7 @@ async fn copy_out(api: &Api, path: &str, out: &mut dyn Write) -> Result<()> {
     })
     .await?;
     decoder.finish()?;
-    progress.end();
+    progress.line.end();
     out.flush().context("writing the stream")
 }
 
@@ -94,7 +95,7 @@ pub async fn import(api: &Api, output: Output, args: &backup::Import) -> Result<
     // Ends when nobody listens any more, or with this process.
     std::thread::spawn(move || {
         let mut decoder = Some(Decoder::default());
-        let mut progress = Progress::new();
+        let mut progress = Reached::new();
         loop {
             let mut buffer = vec![0; CHUNK];
             let read = source.read(&mut buffer);
@@ -102,7 +103,7 @@ pub async fn import(api: &Api, output: Output, args: &backup::Import) -> Result<
                 buffer.truncate(n);
             }
             // What is wrong with it is for the router to say.
-            decoder = decoder.filter(|_| progress.shown).and_then(|mut decoder| {
+            decoder = decoder.filter(|_| progress.line.is_shown()).and_then(|mut decoder| {
                 decoder.push(&buffer);
                 while let Some(record) = decoder.next_record().ok()? {
                     progress.saw(&record, decoder.reached());
@@ -118,7 +119,7 @@ pub async fn import(api: &Api, output: Output, args: &backup::Import) -> Result<
                 break;
             }
         }
-        progress.end();
+        progress.line.end();
     });
     let bytes = futures::stream::unfold(receive, |mut receive| async {
         receive.recv().await.map(|frame| (frame, receive))
@@ -142,32 +143,22 @@ async fn target(api: &Api, text: &str) -> Result<String> {
     }
 }
 
-/// How far a stream has come, on a terminal.
-struct Progress {
-    shown: bool,
+/// How far a stream has come.
+struct Reached {
     size: u64,
-    percent: u64,
+    line: Progress,
 }
 
-impl Progress {
+impl Reached {
     fn new() -> Self {
-        Self { shown: std::io::stderr().is_terminal(), size: 0, percent: u64::MAX }
+        Self { size: 0, line: Progress::new() }
     }
 
     fn saw(&mut self, record: &Record, reached: u64) {
         if let Record::Begin(begin) = record {
             self.size = begin.size;
         }
-        let percent = if let Record::End(_) = record { 100 } else { reached / (self.size / 100).max(1) };
-        if self.shown && percent != self.percent {
-            self.percent = percent;
-            eprint!("\r{:>3} % of {}", percent.min(100), crate::size::human(self.size));
-        }
-    }
-
-    fn end(&self) {
-        if self.shown && self.percent != u64::MAX {
-            eprintln!();
-        }
+        let reached = if let Record::End(_) = record { self.size } else { reached };
+        self.line.at(reached, self.size);
     }
 }

@@ -1,12 +1,12 @@
 //! What each client command asks, and how its answer is shown.
 
 use super::http::{Api, escape};
-use super::{backup, print, qos, scrub, show, snapshots, tables};
+use super::{backup, print, qos, routers, scrub, show, snapshots, tables};
 use crate::cli::{self, BackendArgs, BackendKind, Output, VdiskAction, VpoolAction};
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
 use framework::types::{
-    Health, HealthLevel, LogLevel, Vdisk, VdiskCreate, VdiskList, VdiskPatch, Version, Vpool, VpoolCreate,
+    Health, HealthLevel, LogLevel, Vdisk, VdiskCreate, VdiskList, VdiskMove, VdiskPatch, Version, Vpool, VpoolCreate,
     VpoolList,
 };
 use hyper::Method;
@@ -80,11 +80,22 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
             show(output, &vdisk, tables::vdisk)
         }
-        VdiskAction::Set { vdisk, read_only, cache_quota } => {
+        VdiskAction::Set { vdisk, read_only, cache_quota, settings } => {
             let path = vdisk_path(&api, vdisk).await?;
-            let (read_only, cache_quota_bytes) = (*read_only, *cache_quota);
-            let body = VdiskPatch { read_only, cache_quota_bytes, ..VdiskPatch::default() };
+            let (read_only, cache_quota_bytes, dtl) = (*read_only, *cache_quota, routers::dtl(settings));
+            let body = VdiskPatch { read_only, cache_quota_bytes, dtl, ..VdiskPatch::default() };
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
+            show(output, &vdisk, tables::vdisk)
+        }
+        VdiskAction::Move { vdisk, to } => {
+            let path = format!("{}/move", vdisk_path(&api, vdisk).await?);
+            let api = api.with_timeout(Duration::from_secs(900));
+            let vdisk: Vdisk = api.call(Method::POST, &path, Some(&VdiskMove { to: to.clone() })).await?;
+            show(output, &vdisk, tables::vdisk)
+        }
+        VdiskAction::Force { vdisk } => {
+            let path = format!("{}/force", vdisk_path(&api, vdisk).await?);
+            let vdisk: Vdisk = api.call(Method::POST, &path, NOTHING).await?;
             show(output, &vdisk, tables::vdisk)
         }
         VdiskAction::Qos(flags) => {

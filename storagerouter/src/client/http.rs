@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use framework::types::Problem;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, LOCATION};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::pem::PemObject;
@@ -110,6 +110,36 @@ impl Api {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Bytes> {
+        match self.ask(method.clone(), path, body).await? {
+            Answer::Is(bytes) => Ok(bytes),
+            // Another router owns what is asked about. One that sends us on again is as confused as we are.
+            Answer::At(url) => match self.elsewhere(&url)?.ask(method, path, body).await? {
+                Answer::Is(bytes) => Ok(bytes),
+                Answer::At(_) => Err(Failure::error(
+                    Exit::Failure,
+                    format!("{} and {url} each say that the other one is to be asked: try again", self.text),
+                )),
+            },
+        }
+    }
+
+    /// The API of the router that this one named, with the same credentials.
+    pub(super) fn elsewhere(&self, url: &str) -> Result<Self> {
+        let wrong = || {
+            Failure::error(Exit::Failure, format!("{} sends this on to '{}', which is no URL", self.text, url.escape_debug()))
+        };
+        let url: Uri = url.parse().map_err(|_| wrong())?;
+        let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else { return Err(wrong()) };
+        // A token is not sent in the clear to whoever is named.
+        if scheme != self.base.scheme_str().unwrap_or_default() {
+            return Err(wrong());
+        }
+        let text = format!("{scheme}://{authority}");
+        let base = text.parse().map_err(|_| wrong())?;
+        Ok(Self { base, text, token: self.token.clone(), tls: self.tls.clone(), timeout: self.timeout })
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Answer> {
         let mut request = self.builder(method, path)?.header(ACCEPT, "application/json");
         let body = match body {
             None => Bytes::new(),
@@ -120,8 +150,12 @@ impl Api {
         };
         let request = request.body(Full::new(body)).context("building the request")?;
         let answer = send(self.open().await?, request).await;
-        let (status, bytes) = answer.map_err(|e| self.unreachable(&format!("{e:#}")))?;
-        if status.is_success() { Ok(bytes) } else { Err(self.refused(status, &bytes)) }
+        let (status, location, bytes) = answer.map_err(|e| self.unreachable(&format!("{e:#}")))?;
+        match location {
+            Some(url) if status == StatusCode::TEMPORARY_REDIRECT => Ok(Answer::At(url)),
+            _ if status.is_success() => Ok(Answer::Is(bytes)),
+            _ => Err(self.refused(status, &bytes)),
+        }
     }
 
     /// A request to the API, with all that every one has.
@@ -197,7 +231,15 @@ impl Api {
     }
 }
 
-async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes)>
+/// What came of a request.
+enum Answer {
+    /// Its body.
+    Is(Bytes),
+    /// The URL to ask in place of this one.
+    At(String),
+}
+
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Option<String>, Bytes)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -205,11 +247,12 @@ where
     let exchange = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = Limited::new(response.into_body(), LARGEST_ANSWER)
             .collect()
             .await
             .map_err(|e| anyhow::anyhow!("reading the answer: {e}"))?;
-        anyhow::Ok((status, body.to_bytes()))
+        anyhow::Ok((status, location, body.to_bytes()))
     };
     tokio::pin!(exchange, connection);
     tokio::select! {

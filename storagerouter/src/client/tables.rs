@@ -24,7 +24,7 @@ fn align_right(table: &mut Table, columns: &[usize]) {
     }
 }
 
-pub(super) fn pairs(rows: Vec<(&str, Option<String>)>) -> String {
+pub fn pairs(rows: Vec<(&str, Option<String>)>) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.into_iter()
         .filter_map(|(name, value)| value.map(|value| format!("{name:width$}  {value}\n")))
@@ -32,7 +32,7 @@ pub(super) fn pairs(rows: Vec<(&str, Option<String>)>) -> String {
 }
 
 /// Bytes, for people and exactly.
-fn both(bytes: u64) -> String {
+pub fn both(bytes: u64) -> String {
     format!("{} ({bytes} bytes)", human(bytes))
 }
 
@@ -54,6 +54,8 @@ fn vdisk_state(state: VdiskState) -> &'static str {
         VdiskState::Failed => "failed",
         VdiskState::Creating => "creating",
         VdiskState::Deleting => "deleting",
+        VdiskState::Elsewhere => "elsewhere",
+        VdiskState::Orphaned => "orphaned",
     }
 }
 
@@ -170,6 +172,7 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("snapshots", vdisk.snapshots.filter(|n| *n > 0).map(|n| n.to_string())),
         ("nbd", vdisk.nbd_uri.clone()),
         ("nbd, local", vdisk.nbd_unix_uri.clone()),
+        ("edge", Some(vdisk.edge.join(", ")).filter(|addresses| !addresses.is_empty())),
     ])
 }
 

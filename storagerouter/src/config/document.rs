@@ -43,6 +43,31 @@ pub const KEYS: &[(&str, &str)] = &[
         "Threads for clients that send one request at a time (never more than processors; 0: none): half the latency, \
          for a processor that is busy while such a client is.",
     ),
+    ("edge.listen", "TCP address of the edge protocol's server; empty: none."),
+    (
+        "edge.unix",
+        "Unix socket of the edge protocol's server (mode 0600); empty: none. Absent: edge.sock in the data directory.",
+    ),
+    ("edge.tls", "TLS for the edge protocol on TCP: \"off\" or \"require\"."),
+    ("edge.tls_cert", "PEM file with the server's certificate chain, its own certificate first."),
+    ("edge.tls_key", "PEM file with the private key of that certificate."),
+    (
+        "edge.tls_client_ca",
+        "PEM file with the authorities of client certificates; when set, a client must show one.",
+    ),
+    ("edge.max_connections", "Edge connections at a time, TCP and unix together."),
+    ("edge.max_channels", "Attachments of one connection; a router that forwards has many."),
+    ("edge.window_requests", "Requests of one attachment that may be under way."),
+    (
+        "edge.window_bytes",
+        "Bytes of payload of one attachment that may be under way; a vDisk's largest payload at least.",
+    ),
+    (
+        "edge.memory_mib",
+        "Memory for payload of requests, in MiB, all connections together; without it requests wait.",
+    ),
+    ("edge.lease_seconds", "Seconds for which an attachment is kept when its client is gone."),
+    ("edge.idle_seconds", "Seconds after which a connection that says nothing is closed."),
     ("api.listen", "TCP address of the REST API, /metrics, /healthz and /readyz."),
     ("api.tls_cert", "PEM file with the API's certificate chain; with api.tls_key it turns TLS on."),
     ("api.tls_key", "PEM file with the API's private key."),
@@ -150,7 +175,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("dtl.window_kib", "Unconfirmed KiB that a volume may have under way."),
     ("dtl.idle_seconds", "Seconds without a word after which a connection is closed."),
     ("dtl.handshake_seconds", "Seconds that a connection has to say who it is, TLS and all."),
-    ("dtl.client.heartbeat_ms", "Milliseconds after which a quiet connection to a peer is asked for a sign of life."),
+    (
+        "dtl.client.heartbeat_ms",
+        "Milliseconds after which a quiet connection to a peer is asked for a sign of life.",
+    ),
     ("dtl.client.timeout_ms", "Milliseconds without a sign of life after which a peer is taken for dead."),
     ("dtl.client.answer_ms", "Milliseconds that an answer of a peer that gives signs of life may take."),
     ("dtl.client.reconnect_ms", "Milliseconds between two attempts to connect to a peer."),
@@ -163,7 +191,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "dtl.client.fail_after_ms",
         "Milliseconds that a peer may be away, or confirm nothing though something waits, until the volume goes on without it, and says so.",
     ),
-    ("dtl.client.replace_after_ms", "Milliseconds after which a peer that failed is given up for another one."),
+    (
+        "dtl.client.replace_after_ms",
+        "Milliseconds after which a peer that failed is given up for another one.",
+    ),
     ("dtl.client.retry_after_ms", "Milliseconds between two attempts to find a peer."),
 ];
 

@@ -91,6 +91,8 @@ fn a_setting_that_can_not_be_right_is_named() {
         ("volumedriver.segment_mib=0", "volumedriver.segment_mib"),
         ("index.cache_mib=0", "index.cache_mib"),
         ("nbd.listen=0.0.0.0:10809", "nbd.listen"),
+        ("edge.listen=0.0.0.0:10810", "edge.listen"),
+        ("edge.memory_mib=1", "edge.memory_mib"),
         ("api.listen=0.0.0.0:8080", "api.listen"),
         ("cluster.listen=0.0.0.0:10830", "cluster.listen"),
         ("cluster.lease_ms=10", "cluster.lease_ms"),
@@ -102,7 +104,10 @@ fn a_setting_that_can_not_be_right_is_named() {
         assert!(error.to_string().contains(part), "{set}: {error}");
         assert_eq!(exit_of(&error), Exit::Usage);
     }
-    load("", &["nbd.listen=0.0.0.0:10809", "api.listen=0.0.0.0:8080"]).unwrap().check(true).unwrap();
+    load("", &["nbd.listen=0.0.0.0:10809", "edge.listen=0.0.0.0:10810", "api.listen=0.0.0.0:8080"])
+        .unwrap()
+        .check(true)
+        .unwrap();
 }
 
 #[test]

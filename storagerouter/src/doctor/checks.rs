@@ -45,6 +45,7 @@ pub fn memory(settings: &Settings) -> Finding {
         .saturating_add(settings.index.cache_mib)
         .saturating_add(settings.index.write_buffer_mib)
         .saturating_add(settings.nbd.memory_mib)
+        .saturating_add(settings.edge.memory_mib)
         .saturating_add(256)
         .saturating_mul(1 << 20);
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -221,6 +222,7 @@ pub fn ports(settings: &Settings, data_dir: &Path) -> Vec<Finding> {
     let runs = matches!(datadir::holder(data_dir), Ok(Holder::Held(_)));
     let listeners = [
         ("nbd.listen", &settings.nbd.listen),
+        ("edge.listen", &settings.edge.listen),
         ("api.listen", &settings.api.listen),
         ("cluster.listen", &settings.cluster.listen),
         ("dtl.listen", &settings.dtl.listen),

@@ -40,17 +40,17 @@ pub fn raise_open_files() {
     }
 }
 
-/// How many clients may be connected: `most`, or half of the open files that this process may have, so
-/// that clients never take those which the write buffer, the index and uploads need.
-pub fn connections_within_open_files(most: usize) -> usize {
+/// How many clients of a front end may be connected: `most`, or one of `parts` of the open files that this process
+/// may have, so that clients never take those which the write buffer, the index and uploads need.
+pub fn connections_within_open_files(front_end: &str, most: usize, parts: u64) -> usize {
     let Some(limit) = getrlimit(Resource::Nofile).current else { return most };
-    let share = usize::try_from(limit / 2).unwrap_or(usize::MAX).max(1);
+    let share = usize::try_from(limit / parts).unwrap_or(usize::MAX).max(1);
     if share < most {
         tracing::warn!(
             limit,
             wanted = most,
             connections = share,
-            "the limit on open files is low: fewer connections than nbd.max_connections are taken; raise it \
+            "the limit on open files is low: fewer connections than {front_end}.max_connections are taken; raise it \
              with LimitNOFILE= or ulimit -Hn"
         );
     }

@@ -52,6 +52,7 @@ pub fn scratch() -> tempfile::TempDir {
 /// Settings with which a router takes whatever ports are free, and little of the disk.
 pub const ANY_PORT: &[&str] = &[
     "nbd.listen=127.0.0.1:0",
+    "edge.listen=127.0.0.1:0",
     "api.listen=127.0.0.1:0",
     "cluster.listen=127.0.0.1:0",
     "dtl.listen=127.0.0.1:0",

@@ -184,6 +184,8 @@ impl Router {
                 "--set",
                 &format!("nbd.listen=127.0.0.1:{nbd}"),
                 "--set",
+                "edge.listen=",
+                "--set",
                 &format!("api.listen=127.0.0.1:{api}"),
                 "--set",
                 "cluster.listen=127.0.0.1:0",

@@ -12,7 +12,16 @@ fn granted(epoch: u64, recovered: Recovered) -> Granted {
         max_payload: 1 << 20,
         read_only: false,
     };
-    Granted { geometry, epoch: Epoch(epoch), recovered, known: false, in_sync: true, credit: GRANT }
+    Granted {
+        geometry,
+        epoch: Epoch(epoch),
+        recovered,
+        known: false,
+        in_sync: true,
+        disk_read_only: false,
+        forwarded: false,
+        credit: GRANT,
+    }
 }
 
 fn write(offset: u64, byte: u8) -> Op {

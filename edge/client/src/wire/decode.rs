@@ -50,6 +50,11 @@ impl Decoder {
         &mut self.buffer
     }
 
+    /// Channel and length of the body that is being received, once [`Decoder::frame`] has seen its head.
+    pub fn coming(&self) -> Option<(u32, usize)> {
+        self.head.map(|(_, channel, len, _)| (channel, len))
+    }
+
     /// The next frame, if it is all there.
     ///
     /// # Errors
@@ -285,7 +290,7 @@ fn granted(r: &mut Reader) -> Parsed<Granted> {
         (2, Lsn(0)) => Recovered::Flushed,
         _ => return Err("what was recovered is not known"),
     };
-    let flags = r.flags(3)?;
+    let flags = r.flags(5)?;
     let credit = Credit { requests: r.u32()?, bytes: r.u32()? };
     let fits = geometry.min_block.is_power_of_two()
         && geometry.max_payload >= geometry.min_block
@@ -299,6 +304,8 @@ fn granted(r: &mut Reader) -> Parsed<Granted> {
         recovered,
         known: flags & 2 != 0,
         in_sync: flags & 4 != 0,
+        disk_read_only: flags & 8 != 0,
+        forwarded: flags & 16 != 0,
         credit,
     })
 }

@@ -73,19 +73,21 @@ fn granted() -> impl Strategy<Value = Granted> {
         Just(Recovered::Flushed),
         any::<u64>().prop_map(|lsn| Recovered::UpTo(Lsn(lsn)))
     ];
-    (any::<u64>(), 0..16u32, any::<u32>(), any::<u64>(), recovered, any::<[bool; 3]>(), 1..u32::MAX).prop_map(
-        |(size, block, preferred_block, epoch, recovered, [read_only, known, in_sync], requests)| Granted {
+    (any::<u64>(), 0..16u32, any::<u32>(), any::<u64>(), recovered, any::<[bool; 5]>(), 1..u32::MAX).prop_map(
+        |(size, block, preferred_block, epoch, recovered, flags, requests)| Granted {
             geometry: Geometry {
                 size,
                 min_block: 1 << block,
                 preferred_block,
                 max_payload: MAX_PAYLOAD >> (block % 4),
-                read_only,
+                read_only: flags[0],
             },
             epoch: Epoch(epoch),
             recovered,
-            known,
-            in_sync,
+            known: flags[1],
+            in_sync: flags[2],
+            disk_read_only: flags[3],
+            forwarded: flags[4],
             credit: Credit { requests, bytes: MAX_PAYLOAD },
         },
     )

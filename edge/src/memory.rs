@@ -1,5 +1,6 @@
-//! Memory for payload, of all connections together: a connection takes before it reads a payload or
-//! starts a read, and stands in line when there is none.
+//! Memory for payload, of all connections of a server together: a connection takes before it reads a payload or
+//! starts a read, and stands in line when there is none. NBD takes for a connection ([`Share`]), the edge protocol for
+//! each request ([`Account`]).
 //!
 //! What a store that is away can hold up are requests to its exports. Exports whose names agree before
 //! the first `/` lie on one store, a *group*: writes of a group take at most half of the memory and its
@@ -10,9 +11,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::Context;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The least that makes sense: the largest request fits the share of a group's reads.
+/// The least that makes sense for NBD: the largest request fits the share of a group's reads.
 pub const LEAST: u64 = 256 << 20;
 
 /// Which way a payload goes.
@@ -48,16 +49,68 @@ impl Memory {
 
     /// What a connection to `export` takes from. It holds nothing yet.
     pub fn share(&self, export: &str) -> Share {
+        let group = self.group(export);
+        Share { all: self.all.clone(), group, incoming: 0, outgoing: 0, line: Line::Nowhere }
+    }
+
+    /// Where requests to `export` take from.
+    pub fn account(&self, export: &str) -> Account {
+        Account { all: self.all.clone(), group: self.group(export) }
+    }
+
+    fn group(&self, export: &str) -> Arc<Group> {
         let name = export.split('/').next().unwrap_or_default();
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let group = groups.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+        groups.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
             let group =
                 Arc::new(Group { incoming: permits(self.limit / 2), outgoing: permits(self.limit / 4) });
             groups.retain(|_, group| group.strong_count() > 0);
             groups.insert(name.to_owned(), Arc::downgrade(&group));
             group
-        });
-        Share { all: self.all.clone(), group, incoming: 0, outgoing: 0, line: Line::Nowhere }
+        })
+    }
+}
+
+impl Group {
+    fn way(&self, way: Way) -> &Arc<Semaphore> {
+        match way {
+            Way::In => &self.incoming,
+            Way::Out => &self.outgoing,
+        }
+    }
+}
+
+/// What the requests to one export take from.
+#[derive(Clone)]
+pub struct Account {
+    all: Arc<Semaphore>,
+    group: Arc<Group>,
+}
+
+/// What one request holds; given back when it is dropped.
+pub struct Held {
+    _group: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Account {
+    /// Takes `bytes`, if there are as many.
+    pub fn take(&self, way: Way, bytes: u32) -> Option<Held> {
+        let group = self.group.way(way).clone().try_acquire_many_owned(bytes).ok()?;
+        let all = self.all.clone().try_acquire_many_owned(bytes).ok()?;
+        Some(Held { _group: group, _all: all })
+    }
+
+    /// Takes `bytes` when it is its turn and there are as many. Nothing is held by one that is dropped before.
+    pub fn wait(&self, way: Way, bytes: u32) -> impl Future<Output = Held> + Send + use<> {
+        let (group, all) = (self.group.way(way).clone(), self.all.clone());
+        async move {
+            match (group.acquire_many_owned(bytes).await, all.acquire_many_owned(bytes).await) {
+                (Ok(group), Ok(all)) => Held { _group: group, _all: all },
+                // Nobody closes them.
+                _ => std::future::pending().await,
+            }
+        }
     }
 }
 
@@ -144,10 +197,7 @@ impl Share {
     }
 
     fn account(&self, way: Way) -> &Arc<Semaphore> {
-        match way {
-            Way::In => &self.group.incoming,
-            Way::Out => &self.group.outgoing,
-        }
+        self.group.way(way)
     }
 
     fn counter(&mut self, way: Way) -> &mut u64 {
