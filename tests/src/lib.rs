@@ -25,6 +25,7 @@
 pub mod block;
 pub mod census;
 pub mod cgroup;
+pub mod cluster;
 pub mod database;
 pub mod edge;
 pub mod faultfs;
