@@ -8,7 +8,7 @@ use std::process::Command;
 use tests::edge::{EdgeServe, address, edge, edge_command, try_edge};
 use tests::model::Promise;
 use tests::setup::{DISK, Kind, Setup};
-use tests::time::{Stopwatch, pause};
+use tests::time::{Stopwatch, eventually, pause};
 use tests::tls::Authority;
 use tests::tools::{Ran, command, need, run, run_within, scratch};
 use tests::workload::{Plan, Subject};
@@ -119,8 +119,13 @@ fn info_and_bench_say_what_there_is() -> Result<()> {
     ensure!(told["epoch"].as_u64() > Some(0) && told["address"] == address(router), "{told}");
     router.cli(&["vdisk", "set", DISK, "--read-only", "true"])?;
     let unix = format!("unix:{}", router.config.data_dir.join("edge.sock").display());
-    let told = run_within(30, edge_command(&unix, &["info", DISK])?)?.ok()?.stdout;
-    ensure!(told.contains("read only  yes") && told.contains("64 MiB") && told.contains(&unix), "{told}");
+    // Once the vDisk was closed here, which is soon after the last client.
+    eventually("a read-only vDisk", 10, || {
+        let told = run_within(30, edge_command(&unix, &["info", DISK])?)?.ok()?.stdout;
+        let read_only = told.lines().any(|line| line.starts_with("read only") && line.ends_with("yes"));
+        ensure!(read_only && told.contains("64 MiB") && told.contains(&unix), "{told}");
+        Ok(())
+    })?;
     router.cli(&["vdisk", "set", DISK, "--read-only", "false"])?;
     let listed = router.show(DISK)?;
     ensure!(listed["edge"] == serde_json::json!([address(router), unix]), "{listed}");
@@ -129,7 +134,7 @@ fn info_and_bench_say_what_there_is() -> Result<()> {
     let told = edge(router, &bench)?.json()?;
     ensure!(told["read"]["iops"].as_f64() > Some(100.0) && told["write"].is_null(), "{told}");
     let mixed = [&bench[..], &["--read-percent", "50", "--destroy-data", "--block-size", "16KiB"]].concat();
-    let told = edge(router, &mixed)?.json()?;
+    let told = eventually("a writable vDisk", 10, || edge(router, &mixed)?.json())?;
     let (p50, p99) = (told["write"]["p50_us"].as_f64(), told["write"]["p99_us"].as_f64());
     ensure!(p50 > Some(0.0) && p99 >= p50, "{told}");
     ensure!(stored(&setup.uri())? > MIB, "nothing was written");
