@@ -7,7 +7,7 @@ use common::{BlockDevice, Clock, ErrorKind, Geometry};
 use edge::protocol::server::Metrics;
 use edge::protocol::{PlainExports, Server, Settings};
 use edge_client::transport::{Dial, Dialer, Stream, client_tls};
-use edge_client::wire::Mode;
+use edge_client::wire::{Mode, Op};
 use edge_client::{Device, Options};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use tokio::sync::watch;
 
 const LEASE: Duration = Duration::from_secs(5);
 
-/// One router, reached through pipes. At the address `frozen` there is one that is stopped: it takes connections and
-/// says nothing.
+/// One router, reached through pipes; at the address `wide` they hold a lot. At the address `frozen` there is one that is
+/// stopped: it takes connections and says nothing.
 struct Router {
     server: Arc<Server>,
     running: watch::Sender<bool>,
@@ -37,12 +37,13 @@ impl Dial for Router {
         if self.unreachable.load(Ordering::Relaxed) {
             return Err(std::io::ErrorKind::ConnectionRefused.into());
         }
-        let (mine, mut near) = tokio::io::duplex(64 << 10);
+        let room = if address == "wide" { 16 << 20 } else { 64 << 10 };
+        let (mine, mut near) = tokio::io::duplex(room);
         if address == "frozen" {
             self.frozen.lock().push(near);
             return Ok(Stream::any(mine));
         }
-        let (mut far, yours) = tokio::io::duplex(64 << 10);
+        let (mut far, yours) = tokio::io::duplex(room);
         let (server, stop) = (self.server.clone(), self.running.subscribe());
         tokio::spawn(async move { server.serve_stream(Stream::any(yours), stop).await });
         let mut cut = self.cut.subscribe();
@@ -125,6 +126,23 @@ fn what_is_written_is_read_whatever_its_length() {
             assert_eq!(device.read(offset, len).await.unwrap_err().kind, kind);
         }
         device.close().await;
+    });
+}
+
+#[test]
+fn large_answers_wait_for_nothing_but_the_socket() {
+    run(async {
+        let router = router();
+        let (dial, clock) = (router.clone(), router.clock.clone());
+        let device = Device::open(vec!["wide".into()], "p/a", Options::default(), dial, clock).await.unwrap();
+        let begin = router.clock.now();
+        // More than the server queues at a time.
+        let pending: Vec<_> = (0..64).map(|_| device.submit(Op::Read { offset: 0, len: 64 << 10 })).collect();
+        for one in pending {
+            one.await.unwrap();
+        }
+        let took = router.clock.now() - begin;
+        assert!(took < Duration::from_millis(100), "they took {took:?}: something had to come first");
     });
 }
 

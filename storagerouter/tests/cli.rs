@@ -26,6 +26,11 @@ fn every_command_has_help_with_examples_and_exit_codes_are_told() {
         vec!["vdisk"],
         vec!["vdisk", "create"],
         vec!["vdisk", "qos"],
+        vec!["edge"],
+        vec!["edge", "info"],
+        vec!["edge", "copy"],
+        vec!["edge", "bench"],
+        vec!["edge", "serve"],
         vec!["log-level"],
         vec!["inspect"],
         vec!["cluster"],
@@ -192,7 +197,7 @@ fn a_router_serves_the_whole_life_of_a_vdisk_and_stops_with_code_0() {
     refused(&router.run(&["vdisk", "show", "none"]), 3, &["none"]);
 
     let shown = router.run(&["vdisk", "show", "d", "-o", "json"]).json();
-    for key in ["size_bytes", "stored_bytes", "epoch", "frontiers", "nbd_uri"] {
+    for key in ["size_bytes", "stored_bytes", "epoch", "frontiers", "nbd_uri", "edge"] {
         assert!(!shown[key].is_null(), "{key} is not in {shown}");
     }
     let grown = router.run(&["vdisk", "resize", "p/d", "--size", "20GiB", "-o", "json"]).json();
@@ -296,13 +301,48 @@ fn the_service_manager_is_told_ready_and_stopping() {
     let mut router = Router::start_under(dir.path(), &path);
     router.run(&["health"]);
     assert_eq!(router.terminate(), 0);
+    let told = told(&socket);
+    let (ready, stopping) = (told.find("READY=1"), told.find("STOPPING=1"));
+    assert!(ready.is_some() && stopping > ready, "{told}");
+    assert!(told.contains("WATCHDOG=1"), "{told}");
+}
+
+/// Everything that the service manager was told so far.
+fn told(socket: &std::os::unix::net::UnixDatagram) -> String {
     socket.set_nonblocking(true).unwrap();
     let (mut told, mut buffer) = (String::new(), [0; 4096]);
     while let Ok(n) = socket.recv(&mut buffer) {
         told.push_str(&String::from_utf8_lossy(&buffer[..n]));
         told.push('\n');
     }
-    let (ready, stopping) = (told.find("READY=1"), told.find("STOPPING=1"));
-    assert!(ready.is_some() && stopping > ready, "{told}");
-    assert!(told.contains("WATCHDOG=1"), "{told}");
+    told
+}
+
+#[test]
+fn edge_serve_says_where_it_is_and_when_it_is_ready_before_any_router_is() {
+    let dir = scratch();
+    let (notify, nbd) = (dir.path().join("notify"), dir.path().join("a b.sock"));
+    let socket = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    let words = ["edge", "serve", "--listen", "127.0.0.1:0", "--router", "127.0.0.1:1", "p/v", "--unix"];
+    let serve = support::command()
+        .args(words)
+        .arg(&nbd)
+        .env("NOTIFY_SOCKET", &notify)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // The first thing that it says there.
+    let mut buffer = [0; 4096];
+    let n = socket.recv(&mut buffer).unwrap();
+    let ready = String::from_utf8_lossy(&buffer[..n]).contains("READY=1");
+    let pid = rustix::process::Pid::from_raw(serve.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = serve.wait_with_output().unwrap();
+    assert!(ready && told(&socket).contains("STOPPING=1"));
+    assert_eq!(ended.status.code(), Some(0));
+    let uris = String::from_utf8(ended.stdout).unwrap();
+    let unix = format!("nbd+unix:///p/v?socket={}\n", nbd.display().to_string().replace(' ', "%20"));
+    assert!(uris.contains(&unix) && uris.contains("nbd://127.0.0.1:") && !uris.contains(":0/"), "{uris}");
+    assert!(!nbd.exists(), "its socket stayed");
 }

@@ -6,6 +6,7 @@ use crate::router::Router;
 use crate::time::eventually;
 use crate::tools::{Ran, command, own_program, run_within};
 use anyhow::{Result, bail};
+use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
@@ -67,6 +68,16 @@ impl EdgeServe {
     /// SIGKILL.
     pub fn kill9(&mut self) -> Result<()> {
         self.process.kill9()
+    }
+
+    /// SIGSTOP: it says nothing any more, and its sockets stay.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
     }
 
     /// Starts it again, with the same words.

@@ -8,7 +8,7 @@ use std::process::Command;
 use tests::edge::{EdgeServe, address, edge, edge_command, try_edge};
 use tests::model::Promise;
 use tests::setup::{DISK, Kind, Setup};
-use tests::time::{Stopwatch, pause};
+use tests::time::{Stopwatch, eventually, pause};
 use tests::tls::Authority;
 use tests::tools::{Ran, command, need, run, run_within, scratch};
 use tests::workload::{Plan, Subject};
@@ -23,6 +23,7 @@ fn setup(name: &str) -> Result<Setup> {
             .set("volumedriver.segment_mib=8")
             .set("volumedriver.seal_age_seconds=1")
             .set("edge.lease_seconds=2")
+            .set("edge.idle_seconds=2")
     })
 }
 
@@ -51,6 +52,14 @@ fn stored(uri: &str) -> Result<usize> {
     Ok(runs.iter().filter(stored).filter_map(|run| run["length"].as_u64()).sum::<u64>() as usize)
 }
 
+/// What was acknowledged would survive a power cut.
+fn is_flushed(setup: &Setup) -> Result<()> {
+    let frontiers = setup.router.show(DISK)?["frontiers"].clone();
+    ensure!(frontiers["accepted"].as_u64() > Some(0), "{frontiers}");
+    ensure!(frontiers["synced"] == frontiers["accepted"], "{frontiers}");
+    Ok(())
+}
+
 #[test]
 fn copies_are_identical_and_as_thin_as_what_they_are_of() -> Result<()> {
     let setup = setup("edge-copy")?;
@@ -60,6 +69,7 @@ fn copies_are_identical_and_as_thin_as_what_they_are_of() -> Result<()> {
     let path = |name: &str| setup.path(name).display().to_string();
     let first = image(&setup.path("first"), 1)?;
     edge(router, &["copy", &path("first"), DISK])?;
+    is_flushed(&setup)?;
     run("qemu-img", ["compare", "-f", "raw", "-F", "raw", &path("first"), &setup.uri()])?;
     let thin = stored(&setup.uri())?;
     ensure!((16 * MIB..17 * MIB).contains(&thin), "{thin} bytes are stored");
@@ -119,8 +129,13 @@ fn info_and_bench_say_what_there_is() -> Result<()> {
     ensure!(told["epoch"].as_u64() > Some(0) && told["address"] == address(router), "{told}");
     router.cli(&["vdisk", "set", DISK, "--read-only", "true"])?;
     let unix = format!("unix:{}", router.config.data_dir.join("edge.sock").display());
-    let told = run_within(30, edge_command(&unix, &["info", DISK])?)?.ok()?.stdout;
-    ensure!(told.contains("read only  yes") && told.contains("64 MiB") && told.contains(&unix), "{told}");
+    // Once the vDisk was closed here, which is soon after the last client.
+    eventually("a read-only vDisk", 10, || {
+        let told = run_within(30, edge_command(&unix, &["info", DISK])?)?.ok()?.stdout;
+        let read_only = told.lines().any(|line| line.starts_with("read only") && line.ends_with("yes"));
+        ensure!(read_only && told.contains("64 MiB") && told.contains(&unix), "{told}");
+        Ok(())
+    })?;
     router.cli(&["vdisk", "set", DISK, "--read-only", "false"])?;
     let listed = router.show(DISK)?;
     ensure!(listed["edge"] == serde_json::json!([address(router), unix]), "{listed}");
@@ -129,7 +144,7 @@ fn info_and_bench_say_what_there_is() -> Result<()> {
     let told = edge(router, &bench)?.json()?;
     ensure!(told["read"]["iops"].as_f64() > Some(100.0) && told["write"].is_null(), "{told}");
     let mixed = [&bench[..], &["--read-percent", "50", "--destroy-data", "--block-size", "16KiB"]].concat();
-    let told = edge(router, &mixed)?.json()?;
+    let told = eventually("a writable vDisk", 10, || edge(router, &mixed)?.json())?;
     let (p50, p99) = (told["write"]["p50_us"].as_f64(), told["write"]["p99_us"].as_f64());
     ensure!(p50 > Some(0.0) && p99 >= p50, "{told}");
     ensure!(stored(&setup.uri())? > MIB, "nothing was written");
@@ -188,6 +203,8 @@ fn what_can_not_be_is_refused_with_its_reason() -> Result<()> {
     let running = subject.start(&Plan { connections: 1, depth: 1, ..Plan::default() })?;
     refused(4, &["info", DISK, "--wait", "1"], &["edge serve", "process", "waiting"])?;
     subject.gather(running)?;
+    // Its client has gone: so does the attachment.
+    eventually("it is detached", 5, || refused(0, &["info", DISK, "--wait", "0"], &["64 MiB"]))?;
     let nobody = run_within(30, edge_command("127.0.0.1:1", &["info", DISK, "--wait", "1"])?)?;
     ensure!(exit_code(&nobody) == 5 && nobody.stderr.contains("127.0.0.1:1"), "{}", nobody.stderr);
     let wrong = run_within(30, edge_command("nowhere", &["info", DISK])?)?;
@@ -244,6 +261,7 @@ fn a_router_that_is_killed_under_fio_is_latency_and_no_error() -> Result<()> {
     ensure!(serve.terminate()?.success(), "edge serve: {}", serve.log());
     let log = serve.log();
     ensure!(log.contains("detached") && !log.contains("may be lost"), "{log}");
+    is_flushed(&setup)?;
     // It was given up: nobody has to wait for a lease.
     edge(&setup.router, &["info", DISK, "--wait", "0"])?;
     Ok(())
@@ -268,6 +286,29 @@ fn an_endpoint_that_is_killed_waits_for_its_own_lease_and_has_lost_nothing() -> 
     // All of it is in the router, also what it did not get the time to flush.
     subject.endpoint = setup.router.endpoint();
     subject.settle(Promise::Everything).context("from the router")
+}
+
+#[test]
+fn an_endpoint_whose_vdisk_was_taken_fails_who_has_it_and_serves_who_comes() -> Result<()> {
+    let setup = setup("edge-fenced")?;
+    let serve = EdgeServe::start(&address(&setup.router), setup.folder.path(), &[DISK])?;
+    let subject = Subject::new(serve.endpoint(), DISK, 64)?;
+    let running = subject.start(&Plan { connections: 1, depth: 1, ..Plan::default() })?;
+    running.wait_past(10)?;
+    serve.freeze()?;
+    // Nothing of it was heard for the lease: somebody else may have the vDisk, and does.
+    let taken =
+        ["bench", DISK, "--read-percent", "0", "--block-size", "1MiB", "--seconds", "1", "--destroy-data"];
+    edge(&setup.router, &taken)?;
+    serve.thaw()?;
+    eventually("who had it before hears so", 10, || {
+        ensure!(serve.log().contains("request failed"), "{}", serve.log());
+        Ok(())
+    })?;
+    subject.gather(running)?;
+    run("qemu-io", ["-f", "raw", "-c", "write -P 5 0 64M", "-c", "read -P 5 0 64M", &serve.uri(DISK)])?;
+    run("qemu-io", ["-r", "-f", "raw", "-c", "read -P 5 0 64M", &setup.uri()])?;
+    Ok(())
 }
 
 #[test]

@@ -178,6 +178,7 @@ impl<'s> Connection<'s> {
             while let Some(Some(done)) = self.attaching.next().now_or_never() {
                 self.done(done);
             }
+            let was_full = self.out.len() >= REPLIES;
             if !self.out.is_empty() {
                 let sent = poll_fn(|cx| Poll::Ready(self.out.poll_send(&mut write, cx))).await;
                 if let Poll::Ready(sent) = sent {
@@ -187,6 +188,10 @@ impl<'s> Connection<'s> {
             let sent = self.out.queued() - self.out.len() as u64;
             while self.unsent.pop_front_if(|(end, _)| *end <= sent).is_some() {}
             let full = self.out.len() >= REPLIES;
+            if was_full && !full {
+                // Requests may be there that were not looked at.
+                continue;
+            }
             let sending = !self.out.is_empty();
             let deaf = full || self.waiting.is_some();
             let Connection { out, slow, attaching, decoder, waiting, .. } = self;

@@ -24,11 +24,16 @@ impl Answer {
     }
 }
 
-fn command() -> Command {
+/// The binary, without what the environment would tell it.
+pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_storagerouter"));
-    for name in
-        ["STORAGEROUTER_CONFIG", "STORAGEROUTER_API", "STORAGEROUTER_TOKEN_FILE", "STORAGEROUTER_API_CA"]
-    {
+    for name in [
+        "STORAGEROUTER_CONFIG",
+        "STORAGEROUTER_API",
+        "STORAGEROUTER_TOKEN_FILE",
+        "STORAGEROUTER_API_CA",
+        "STORAGEROUTER_EDGE",
+    ] {
         command.env_remove(name);
     }
     command
