@@ -1,7 +1,7 @@
 //! What is not well, and whether everything that can open has opened.
 
 use super::Router;
-use crate::vdisk::{Phase, VdiskState};
+use crate::vdisk::{Phase, VdiskInfo, VdiskState};
 use crate::vpool::VpoolState;
 
 /// How bad.
@@ -18,7 +18,7 @@ pub enum HealthLevel {
 /// One thing that is not well, or a notice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthItem {
-    /// What: `vpool/NAME`, `vdisk/VPOOL/NAME`, `journal`, `read-cache`.
+    /// What: `vpool/NAME`, `vdisk/VPOOL/NAME`, `journal`, `read-cache`, `cluster`, `dtl`.
     pub subject: String,
     /// How bad.
     pub level: HealthLevel,
@@ -44,6 +44,10 @@ impl Router {
             items.push(HealthItem::new("read-cache".into(), HealthLevel::Warning, reason));
         }
         let vdisks = self.vdisks();
+        if let Err(error) = self.cluster.seat() {
+            items.push(HealthItem::new("cluster".into(), HealthLevel::Error, error.to_string()));
+        }
+        items.extend(self.unreplicated(&vdisks));
         for pool in self.vpools() {
             let subject = format!("vpool/{}", pool.name);
             match (pool.state, pool.reason) {
@@ -78,7 +82,7 @@ impl Router {
         }
         for vdisk in vdisks {
             let level = match vdisk.state {
-                VdiskState::Failed | VdiskState::Stopped => HealthLevel::Error,
+                VdiskState::Failed | VdiskState::Stopped | VdiskState::Orphaned => HealthLevel::Error,
                 VdiskState::Creating | VdiskState::Deleting if vdisk.reason.is_some() => HealthLevel::Warning,
                 _ => continue,
             };
@@ -87,6 +91,23 @@ impl Router {
         }
         items.sort_by_key(|item| std::cmp::Reverse(item.level));
         items
+    }
+
+    /// vDisks whose tail should be elsewhere too, and is not.
+    fn unreplicated(&self, vdisks: &[VdiskInfo]) -> Option<HealthItem> {
+        let alone = |v: &&VdiskInfo| {
+            v.status.is_some() && v.dtl.mode != dtl::Mode::None && v.dtl.status != dtl::Status::InSync
+        };
+        let first = vdisks.iter().find(alone)?;
+        let reason = format!(
+            "{} vDisk(s) have nobody else who has all that was acknowledged, '{}/{}' for one: they have {} of {} DTL peers",
+            vdisks.iter().filter(alone).count(),
+            first.vpool,
+            first.name,
+            first.dtl.peers.len(),
+            first.dtl.wanted
+        );
+        Some(HealthItem::new("dtl".into(), HealthLevel::Warning, reason))
     }
 
     /// `Ok` when each vPool and each volume was tried: it is open, or `health` says why not.
@@ -102,6 +123,7 @@ impl Router {
             .all_vdisks()
             .iter()
             .filter(|v| v.pool.pool().is_ok() && matches!(v.phase(), Phase::Closed) && v.tries() == 0)
+            .filter(|v| self.is_mine(v))
             .count();
         if opening > 0 {
             awaited.push(format!("{opening} vDisk(s) are being opened"));
