@@ -171,9 +171,9 @@ impl Cluster {
                 self.left.notify_one();
                 Ok(())
             }
-            Err(error) if may_pass(&error) => {
-                Err(error.context("leaving is under way, and goes on when it is asked for again or at the next start"))
-            }
+            Err(error) if may_pass(&error) => Err(error.context(
+                "leaving is under way, and goes on when it is asked for again or at the next start",
+            )),
             Err(error) => {
                 note.move_to(Stage::Member { member: own }, &self.data_dir)?;
                 Err(error)

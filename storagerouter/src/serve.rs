@@ -98,11 +98,7 @@ pub fn run(args: &cli::Serve) -> Result<()> {
             }
         };
         let why = running.until_stopped(&mut signals, &sources, &log).await?;
-        tracing::info!(
-            why,
-            seconds = settings.shutdown_seconds,
-            "stopping; a second signal ends it at once"
-        );
+        tracing::info!(why, seconds = settings.shutdown_seconds, "stopping; a second signal ends it at once");
         system::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
         tokio::select! {
             () = running.stop(Duration::from_secs(settings.shutdown_seconds), &*clock) => Ok(()),
@@ -193,9 +189,15 @@ impl Running {
         tracing::info!(took = took(since), "journal scanned");
 
         let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
-        let router =
-            Router::start(Arc::new(cluster.client()), driver, stores, clock.clone(), settings.objectrouter.clone(), &mut registry)
-                .await?;
+        let router = Router::start(
+            Arc::new(cluster.client()),
+            driver,
+            stores,
+            clock.clone(),
+            settings.objectrouter.clone(),
+            &mut registry,
+        )
+        .await?;
         tracing::info!(
             vpools = router.vpools().len(),
             vdisks = router.vdisks().len(),

@@ -30,7 +30,8 @@ fn as_before(data: &Path) {
 fn with_vdisks(dir: &Path) -> (Router, Vec<String>) {
     let router = Router::start(dir);
     let store = dir.join("store");
-    let made = router.run(&["vpool", "create", "p", "--backend", "directory", "--path", store.to_str().unwrap()]);
+    let made =
+        router.run(&["vpool", "create", "p", "--backend", "directory", "--path", store.to_str().unwrap()]);
     assert_eq!(made.code, 0, "{}", made.err);
     for n in 0..20 {
         let name = format!("d{n:02}");
@@ -95,7 +96,8 @@ fn tools_read_the_registry_of_a_stopped_router_and_a_backup_brings_it_back() {
     assert_eq!(run(&["fsck", "p/d03", "--data-dir", &data]).code, 0);
     assert_eq!(run(&["inspect", "--vpool", "p", "vpool", "--data-dir", &data]).code, 0);
     assert_eq!(run(&["fsck", "p/none", "--data-dir", &data]).code, 3);
-    let restore = ["registry", "restore", "--data-dir", &data, "--from", backup.to_str().unwrap(), "--quiet", "1"];
+    let restore =
+        ["registry", "restore", "--data-dir", &data, "--from", backup.to_str().unwrap(), "--quiet", "1"];
     let refused = run(&restore);
     assert!(refused.code == 4 && refused.err.contains("has a registry"), "{}{}", refused.code, refused.err);
     std::fs::remove_dir_all(router.data().join("cluster")).unwrap();

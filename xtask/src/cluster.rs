@@ -217,7 +217,10 @@ fn make_certificates(folder: &Path) -> Result<()> {
         Ok::<_, anyhow::Error>(fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?)
     };
     let (ca_key, ca_cert, ca_info) = (file("ca-key.pem"), file("ca-cert.pem"), file("ca.info"));
-    fs::write(&ca_info, "cn = storagerouter cluster to play with\nca\ncert_signing_key\nexpiration_days = 3650\n")?;
+    fs::write(
+        &ca_info,
+        "cn = storagerouter cluster to play with\nca\ncert_signing_key\nexpiration_days = 3650\n",
+    )?;
     key("ca")?;
     certtool(&[
         "--generate-self-signed",

@@ -183,7 +183,11 @@ impl Place {
         println!("A 10 GiB vDisk, thin, in the vPool 'demo':");
         println!("  NBD   {}", self.uri("disk1"));
         println!("  API   {}/api/v1", self.router.api());
-        println!("  data  {}   log  {}", self.router.folder.display(), self.router.file("router.log").display());
+        println!(
+            "  data  {}   log  {}",
+            self.router.folder.display(),
+            self.router.file("router.log").display()
+        );
         println!();
         println!("To try in another shell, as root: a file system on it");
         println!("----- mount\n{}-----", self.commands(Block::Mount));
@@ -191,7 +195,11 @@ impl Place {
         println!("kill -9 in the middle of things loses nothing that was acknowledged, flushed or not:");
         println!("----- kill\n{}-----", self.commands(Block::Kill));
         println!();
-        println!("More: {} vdisk list --api {}", place::program("storagerouter").display(), self.router.api());
+        println!(
+            "More: {} vdisk list --api {}",
+            place::program("storagerouter").display(),
+            self.router.api()
+        );
         println!("Ctrl-C stops it.");
         // The test that drives this through a pipe waits for the last line.
         let _ = std::io::stdout().flush();

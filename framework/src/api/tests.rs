@@ -95,9 +95,9 @@ impl Api {
                     })
                 }),
                 backup: Arc::new(|path| {
-                    Box::pin(async move {
-                        Ok(types::BackedUp { path, group: "0".into(), revision: 1, bytes: 2 })
-                    })
+                    Box::pin(
+                        async move { Ok(types::BackedUp { path, group: "0".into(), revision: 1, bytes: 2 }) },
+                    )
                 }),
             },
             version: types::Version {

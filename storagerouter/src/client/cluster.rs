@@ -9,7 +9,8 @@ pub fn status(cluster: &ClusterStatus) -> String {
     let leader = leader.map_or("nobody at the moment".to_string(), |m| {
         m.name.as_ref().map_or(format!("member {}", m.member), |name| format!("{name} (member {})", m.member))
     });
-    let answering = format!("{} of {} voters answer, {} have to", cluster.answering, cluster.voters, cluster.needed);
+    let answering =
+        format!("{} of {} voters answer, {} have to", cluster.answering, cluster.voters, cluster.needed);
     let registry = match cluster.may_fail {
         _ if cluster.answering < cluster.needed => format!("stopped: {answering}"),
         0 => format!("serves: {answering}; none of them may fail"),
@@ -44,7 +45,8 @@ pub fn status(cluster: &ClusterStatus) -> String {
 
 /// `cluster init`.
 pub fn how_to_join(cluster: &ClusterStatus) -> String {
-    let head = pairs(vec![("cluster", Some(cluster.group.clone())), ("address", Some(cluster.address.clone()))]);
+    let head =
+        pairs(vec![("cluster", Some(cluster.group.clone())), ("address", Some(cluster.address.clone()))]);
     format!(
         "{head}
 On each router that is to join, stopped and without a vPool, with its own configuration:

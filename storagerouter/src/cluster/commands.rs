@@ -72,7 +72,8 @@ pub async fn registry(args: &Registry) -> Result<()> {
         RegistryAction::Backup { file } => {
             let path = std::path::absolute(file)?.display().to_string();
             let api = Api::new(&args.api)?.with_timeout(Duration::from_secs(600));
-            let made: BackedUp = api.call(Method::POST, "/api/v1/cluster/backup", Some(&Backup { path })).await?;
+            let made: BackedUp =
+                api.call(Method::POST, "/api/v1/cluster/backup", Some(&Backup { path })).await?;
             show(output, &made, tables::backed_up)
         }
         RegistryAction::Restore { config, from, quiet } => {
@@ -107,20 +108,28 @@ fn open(config: &ConfigArgs) -> Result<(Settings, DataDir, Arc<dyn Clock>)> {
     let settings = config.sources().load()?;
     settings.check(config.insecure)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let data_dir = DataDir::open(&settings.data_dir()?, &*clock).context("the router has to be stopped for this")?;
+    let data_dir =
+        DataDir::open(&settings.data_dir()?, &*clock).context("the router has to be stopped for this")?;
     Ok((settings, data_dir, clock))
 }
 
 async fn join(config: &ConfigArgs, addresses: &[String], output: Output) -> Result<()> {
     for address in addresses {
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        let port = address
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) {
-            return Err(Failure::usage(format!("--peer {address}: write HOST:PORT, as 'cluster init' there says it")));
+            return Err(Failure::usage(format!(
+                "--peer {address}: write HOST:PORT, as 'cluster init' there says it"
+            )));
         }
     }
     let (settings, data_dir, clock) = open(config)?;
     if settings.cluster.listen.ends_with(":0") {
-        return Err(Failure::usage("cluster.listen has port 0: others have to find this router again, so name a port"));
+        return Err(Failure::usage(
+            "cluster.listen has port 0: others have to find this router again, so name a port",
+        ));
     }
     let tls = settings.cluster.tls()?;
     let asked = peers(addresses.to_vec(), 0, tls.as_ref(), &clock).within(LOOK);
@@ -160,14 +169,18 @@ fn elsewhere(data_dir: &DataDir) -> anyhow::Error {
 
 /// What a router has of its own would be lost: nobody joins with it.
 async fn refuse_own(data_dir: &DataDir, group: u128) -> Result<()> {
-    let left = matches!(Membership::read(data_dir.path())?, Some(note) if matches!(note.at, Stage::Left { .. }));
+    let left =
+        matches!(Membership::read(data_dir.path())?, Some(note) if matches!(note.at, Stage::Left { .. }));
     if left || !has_registry(data_dir) {
         return Ok(());
     }
     if let Some(own) = Stopped::open(data_dir.cluster())? {
         let members = own.status().configuration;
         if own.group() == group {
-            return Err(Failure::error(Exit::Conflict, "the router of this data directory began that cluster: it is in it"));
+            return Err(Failure::error(
+                Exit::Conflict,
+                "the router of this data directory began that cluster: it is in it",
+            ));
         }
         if members.ids().any(|id| id != own.status().member) {
             return Err(elsewhere(data_dir));

@@ -69,7 +69,8 @@ impl Membership {
 
     /// The note in `data_dir`, or what it would be.
     pub fn here(data_dir: &Path, group: u128, member: u64) -> Result<Self> {
-        let new = || Self { v: VERSION, group: shown(group), peers: Vec::new(), at: Stage::Member { member } };
+        let new =
+            || Self { v: VERSION, group: shown(group), peers: Vec::new(), at: Stage::Member { member } };
         Ok(Self::read(data_dir)?.unwrap_or_else(new))
     }
 
@@ -86,7 +87,10 @@ impl Membership {
             Err(e) => return Err(Error::io(format!("reading {}", path.display()), &e)),
         };
         let bad = |why: String| {
-            Error::corrupt(format!("{} can't be read ({why}): restore it, it is one line of JSON", path.display()))
+            Error::corrupt(format!(
+                "{} can't be read ({why}): restore it, it is one line of JSON",
+                path.display()
+            ))
         };
         let version: Version = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         if version.v != VERSION {
@@ -108,7 +112,8 @@ impl Membership {
     pub fn group(&self) -> Result<u128> {
         let digits = self.group.len() == 32 && self.group.bytes().all(|b| b.is_ascii_hexdigit());
         let group = u128::from_str_radix(&self.group, 16).ok().filter(|group| digits && *group != 0);
-        group.ok_or_else(|| Error::corrupt(format!("the note of the membership names group '{}'", self.group)))
+        group
+            .ok_or_else(|| Error::corrupt(format!("the note of the membership names group '{}'", self.group)))
     }
 
     /// Notes, durably, that it came so far.
@@ -119,7 +124,8 @@ impl Membership {
 
     /// Writes it, durably.
     pub fn write(&self, data_dir: &Path) -> Result<()> {
-        let text = serde_json::to_string(self).map_err(|e| Error::internal(format!("the membership: {e}")))?;
+        let text =
+            serde_json::to_string(self).map_err(|e| Error::internal(format!("the membership: {e}")))?;
         write_durably(data_dir, FILE, &text)
     }
 
@@ -146,7 +152,8 @@ mod tests {
         let mut note = Membership::asked(7, vec!["a:1".into()]);
         note.write(dir.path()).unwrap();
         assert_eq!(Membership::read(dir.path()).unwrap(), Some(note.clone()));
-        for stage in [Stage::Joining { member: 3 }, Stage::Member { member: 3 }, Stage::Leaving { member: 3 }] {
+        for stage in [Stage::Joining { member: 3 }, Stage::Member { member: 3 }, Stage::Leaving { member: 3 }]
+        {
             note.move_to(stage, dir.path()).unwrap();
             let read = Membership::read(dir.path()).unwrap().unwrap();
             assert_eq!((read.at, read.group().unwrap()), (stage, 7));

@@ -101,10 +101,8 @@ pub async fn enter(client: &Client, member: u64, name: &str) -> Result<()> {
         }
         let text = serde_json::to_string(&Entry { v: 1, name: name.to_string() })
             .map_err(|e| Error::internal(format!("an entry of the cluster: {e}")))?;
-        let mut ops = vec![
-            KvOp::Put(own.clone(), text.into()),
-            KvOp::Put(called.clone(), member.to_string().into()),
-        ];
+        let mut ops =
+            vec![KvOp::Put(own.clone(), text.into()), KvOp::Put(called.clone(), member.to_string().into())];
         ops.extend(before.filter(|before| before != name).map(|before| KvOp::Delete(name_key(&before))));
         match client.txn(vec![unchanged(&own, &known), unchanged(&called, &holder)], ops).await {
             Ok(_) => return Ok(()),

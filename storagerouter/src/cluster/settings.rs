@@ -59,7 +59,10 @@ impl ClusterSettings {
     /// Says which setting can't be right. `insecure` allows a listener beyond loopback without TLS.
     pub fn check(&self, insecure: bool) -> Result<()> {
         if !(500..=60_000).contains(&self.lease_ms) {
-            return Err(Error::invalid(format!("cluster.lease_ms is {}: choose 500 to 60000", self.lease_ms)));
+            return Err(Error::invalid(format!(
+                "cluster.lease_ms is {}: choose 500 to 60000",
+                self.lease_ms
+            )));
         }
         for (key, names) in
             [("cluster.domains", &self.domains), ("cluster.recovery_domains", &self.recovery_domains)]
@@ -135,7 +138,8 @@ pub fn mutual_tls(keys: [&str; 3], cert: &Path, key: &Path, ca: &Path) -> Result
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     for certificate in certificates(keys[2], ca)? {
-        let bad = |e| Error::invalid(format!("{}: a certificate in {} is not usable: {e}", keys[2], ca.display()));
+        let bad =
+            |e| Error::invalid(format!("{}: a certificate in {} is not usable: {e}", keys[2], ca.display()));
         roots.add(certificate).map_err(bad)?;
     }
     let roots = Arc::new(roots);

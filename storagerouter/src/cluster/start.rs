@@ -21,8 +21,12 @@ const TELL: Duration = Duration::from_secs(5);
 /// How long the others may take to say whether this router is one of them.
 const LOOK: Duration = Duration::from_secs(1);
 /// The registry is small: a few records for each vDisk.
-pub(super) const ROCKS: RocksSettings =
-    RocksSettings { block_cache_bytes: 8 << 20, write_buffer_bytes: 8 << 20, max_open_files: 64, background_jobs: 1 };
+pub(super) const ROCKS: RocksSettings = RocksSettings {
+    block_cache_bytes: 8 << 20,
+    write_buffer_bytes: 8 << 20,
+    max_open_files: 64,
+    background_jobs: 1,
+};
 
 /// What a registry is opened with.
 pub struct Opening<'a> {

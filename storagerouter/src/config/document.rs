@@ -150,7 +150,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("dtl.window_kib", "Unconfirmed KiB that a volume may have under way."),
     ("dtl.idle_seconds", "Seconds without a word after which a connection is closed."),
     ("dtl.handshake_seconds", "Seconds that a connection has to say who it is, TLS and all."),
-    ("dtl.client.heartbeat_ms", "Milliseconds after which a quiet connection to a peer is asked for a sign of life."),
+    (
+        "dtl.client.heartbeat_ms",
+        "Milliseconds after which a quiet connection to a peer is asked for a sign of life.",
+    ),
     ("dtl.client.timeout_ms", "Milliseconds without a sign of life after which a peer is taken for dead."),
     ("dtl.client.answer_ms", "Milliseconds that an answer of a peer that gives signs of life may take."),
     ("dtl.client.reconnect_ms", "Milliseconds between two attempts to connect to a peer."),
@@ -163,7 +166,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "dtl.client.fail_after_ms",
         "Milliseconds that a peer may be away, or confirm nothing though something waits, until the volume goes on without it, and says so.",
     ),
-    ("dtl.client.replace_after_ms", "Milliseconds after which a peer that failed is given up for another one."),
+    (
+        "dtl.client.replace_after_ms",
+        "Milliseconds after which a peer that failed is given up for another one.",
+    ),
     ("dtl.client.retry_after_ms", "Milliseconds between two attempts to find a peer."),
 ];
 

@@ -79,7 +79,8 @@ async fn open(settings: &Settings, folder: PathBuf, clock: Arc<dyn Clock>) -> Re
     }
     let disk = Arc::new(LocalDisk::open(folder)?);
     let begun = clock.now();
-    let (store, found) = Store::open(settings.disk(), disk, clock.clone()).await.map_err(|e| e.context("the DTL"))?;
+    let (store, found) =
+        Store::open(settings.disk(), disk, clock.clone()).await.map_err(|e| e.context("the DTL"))?;
     let took = format!("{:.1?}", clock.now().saturating_sub(begun));
     tracing::info!(took, volumes = found.volumes, logs = found.logs, entries = found.entries, "DTL open");
     for damage in &found.damage {
