@@ -8,7 +8,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Counters of a service.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,7 @@ pub struct ServiceMetrics {
     pub(crate) seals: Counter,
     pub(crate) refused: Counter,
     pub(crate) connections: Gauge,
+    held: Held,
 }
 
 fn name(n: &str) -> String {
@@ -27,8 +28,8 @@ fn name(n: &str) -> String {
 }
 
 impl ServiceMetrics {
-    /// Registers them, and what `store` holds.
-    pub fn new(registry: &mut Registry, store: &Arc<Store>) -> Self {
+    /// Registers them, and what the store of the service that gets them holds.
+    pub fn new(registry: &mut Registry) -> Self {
         let m = ServiceMetrics::default();
         registry.register(name("appended_entries"), "Entries taken into logs", m.entries.clone());
         registry.register(name("appended_bytes"), "Their bytes", m.bytes.clone());
@@ -37,8 +38,13 @@ impl ServiceMetrics {
         registry.register(name("seals"), "Volumes sealed at a new epoch", m.seals.clone());
         registry.register(name("refused_connections"), "Connections turned away", m.refused.clone());
         registry.register(name("connections"), "Open connections", m.connections.clone());
-        registry.register_collector(Box::new(Held(Arc::downgrade(store))));
+        registry.register_collector(Box::new(m.held.clone()));
         m
+    }
+
+    /// From now on it is told what `store` holds.
+    pub(crate) fn watch(&self, store: &Arc<Store>) {
+        let _ = self.held.0.set(Arc::downgrade(store));
     }
 }
 
@@ -49,12 +55,12 @@ fn gauge(encoder: &mut DescriptorEncoder<'_>, n: &str, help: &str, value: u64) -
 }
 
 /// What a store holds, looked up when it is asked for.
-#[derive(Debug)]
-struct Held(Weak<Store>);
+#[derive(Debug, Clone, Default)]
+struct Held(Arc<OnceLock<Weak<Store>>>);
 
 impl Collector for Held {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(store) = self.0.upgrade() else { return Ok(()) };
+        let Some(store) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
         let tally = store.tally();
         gauge(&mut encoder, "volumes", "Volumes of which something is known", tally.volumes)?;
         gauge(&mut encoder, "logs", "Logs that are kept for others", tally.logs)?;

@@ -68,6 +68,7 @@ impl Service {
         metrics: ServiceMetrics,
     ) -> Self {
         let connections = Arc::new(Semaphore::new(settings.max_connections));
+        metrics.watch(&store);
         Service { store, settings, clock, metrics, connections }
     }
 

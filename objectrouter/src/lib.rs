@@ -41,12 +41,15 @@ mod vpool;
 
 pub use cluster::{DialDtl, Membership};
 pub use config::Settings;
-pub use dtl::registration::{Config as DtlConfig, Loss, Mode as DtlMode, Needed as DtlNeeded, OnFailure as DtlOnFailure, Status as DtlStatus};
+pub use dtl::registration::{
+    Config as DtlConfig, Loss, Mode as DtlMode, Needed as DtlNeeded, OnFailure as DtlOnFailure,
+    Status as DtlStatus,
+};
 pub use qos::{Qos, Waited};
 pub use registry::{Addresses, NodeRecord, ParentRecord, SnapshotId, VolumeRecord, WriteBuffer};
 pub use router::{
-    Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, Export, HealthItem, HealthLevel, Imported,
-    DtlWish, OpenStore, OpenedStore, Router, RouterAttachments, RouterExports, RouterInfo, SnapshotShown, Stores,
+    Adopted, CreateVdisk, CreateVpool, DescribeSnapshot, DtlWish, Export, HealthItem, HealthLevel, Imported,
+    OpenStore, OpenedStore, Router, RouterAttachments, RouterExports, RouterInfo, SnapshotShown, Stores,
     TakeSnapshot, check_cache_quota,
 };
 pub use vdisk::{VdiskInfo, VdiskState};

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use common::clock::SystemClock;
 use common::disk::local::LocalDisk;
 use common::{Clock, Disk, Error, ErrorKind, Table};
+use dtl::service::Door;
 use edge::nbd::{Server, TlsMode};
 use edge::protocol::{self, Attachments, Forwarder};
 use edge_client::trunk::Patience;
@@ -175,9 +176,9 @@ impl Running {
         let table = open_index(&data_dir.index(), settings)?;
         tracing::info!(took = took(since), "registry and index open");
         let dtl_port = guests.as_ref().and_then(|l| l.local_addr().ok()).map(|address| address.port());
-        let kept = guests.map(|listener| {
-            let open = keeper::open_store(settings.dtl.clone(), data_dir.dtl(), clock.clone());
-            (listener, tokio::spawn(open))
+        let keeper = guests.map(|listener| {
+            let door = Door::Tcp(listener, guard);
+            Keeper::start(&settings.dtl, data_dir.dtl(), door, clock.clone(), &mut registry)
         });
 
         system::notify(&[NotifyState::Status("scanning the journal")]);
@@ -193,13 +194,6 @@ impl Running {
         )
         .await?;
         tracing::info!(took = took(since), "journal scanned");
-        let keeper = match kept {
-            Some((listener, store)) => {
-                let store = store.await??;
-                Some(Keeper::start(&settings.dtl, store, listener, guard, clock.clone(), &mut registry))
-            }
-            None => None,
-        };
 
         let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
         let router = Router::start(
@@ -307,8 +301,15 @@ impl Running {
         sources: &Sources,
         log: &LogControl,
     ) -> Result<&'static str> {
+        let kept = async {
+            match &mut self.keeper {
+                Some(keeper) => keeper.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             name = signals.stop(sources, log) => Ok(name),
+            why = kept => Err(why),
             end = self.cluster.ended() => match end {
                 End::Left => Ok("it has left its cluster"),
                 End::Failed => Err(anyhow::anyhow!(

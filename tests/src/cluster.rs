@@ -59,9 +59,11 @@ impl Cluster {
                 // The owner is who answers in the end: others send the question on to it.
                 Ok(said) if said["state"] == "serving" => {
                     let path = |r: &Router| r.config.data_dir.join("edge.sock").display().to_string();
-                    let at = |r: &Router| said["edge"].as_array().is_some_and(|all| {
-                        all.iter().any(|a| *a == format!("unix:{}", path(r)))
-                    });
+                    let at = |r: &Router| {
+                        said["edge"]
+                            .as_array()
+                            .is_some_and(|all| all.iter().any(|a| *a == format!("unix:{}", path(r))))
+                    };
                     let owner = self.routers.iter().position(at).context("an owner of no name")?;
                     return Ok((owner, said));
                 }
@@ -91,7 +93,11 @@ impl Cluster {
     /// `edge serve` on all routers, with the vDisk attached.
     pub fn serve(&self) -> Result<EdgeServe> {
         let addresses: Vec<_> = self.routers.iter().map(crate::edge::address).collect();
-        EdgeServe::start(&addresses[0], self.folder.path(), &["--router", &addresses[1], "--router", &addresses[2], DISK])
+        EdgeServe::start(
+            &addresses[0],
+            self.folder.path(),
+            &["--router", &addresses[1], "--router", &addresses[2], DISK],
+        )
     }
 
     /// The name of a router.

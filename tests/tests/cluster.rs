@@ -110,16 +110,25 @@ fn any_one_of_three_routers_may_be_killed_and_all_agree_again() -> Result<()> {
         ensure!(!watch.past(5), "the registry took {:.1} s to go on", watch.seconds());
         let left = status(&routers[other])?;
         ensure!(number(&left, "answering")? == 2 && number(&left, "may_fail")? == 0, "{left}");
+        // It comes back at another address, and the others follow it there.
+        routers[killed].config.registry_port = free_port()?;
         routers[killed].start_again()?;
         ensure!(vpools(&routers[killed])?.contains(&name), "it does not know what came meanwhile");
         agree(&routers, 3)?;
     }
-    // All at once: who comes first waits for a second one.
+    // All at once: who comes first waits for a second one, however long that takes.
     for router in &mut routers {
         router.kill9()?;
     }
-    for router in &mut routers {
+    for (nth, router) in routers.iter_mut().enumerate() {
         router.launch_again()?;
+        if nth == 0 {
+            eventually("it says for whom it waits", 15, || {
+                router.must_run()?;
+                ensure!(router.log().contains("2 of 3 voters have to be there"), "it does not wait");
+                Ok(())
+            })?;
+        }
     }
     for router in &mut routers {
         router.wait_ready(30)?;
@@ -140,9 +149,9 @@ fn joining_may_be_cut_off_anywhere_and_goes_on() -> Result<()> {
     join(&second, &first.config)?.ok()?;
     let note = || fs::read_to_string(second.data_dir.join("membership"));
     let mut seen = Vec::new();
-    for round in 0..40 {
+    for round in 0..80 {
         let mut router = Router::launch(second.clone())?;
-        pause(20 + round * 10);
+        pause(round * 5);
         router.kill9()?;
         let note: Value = serde_json::from_str(&note()?)?;
         seen.push(note["at"]["stage"].as_str().context("stage")?.to_string());
@@ -181,6 +190,22 @@ fn a_router_leaves_and_may_join_again_under_another_id() -> Result<()> {
     routers.push(gone);
     let again = agree(&routers, 3)?;
     ensure!(again["members"][2]["member"] == 4, "an id was used again: {again}");
+    // Killed while it leaves, it goes on with that when it is started.
+    let mut gone = routers.pop().context("the last one")?;
+    gone.kill9()?;
+    let file = gone.config.data_dir.join("membership");
+    let note = fs::read_to_string(&file)?;
+    ensure!(note.contains("\"stage\":\"member\""), "{note}");
+    fs::write(&file, note.replace("\"stage\":\"member\"", "\"stage\":\"leaving\""))?;
+    gone.launch_again()?;
+    let ended = gone.wait(20)?;
+    ensure!(ended.success(), "{ended}: {}", gone.log());
+    agree(&routers, 2)?;
+    join(&gone.config, &routers[0].config)?.ok()?;
+    gone.start_again()?;
+    routers.push(gone);
+    let again = agree(&routers, 3)?;
+    ensure!(again["members"][2]["member"] == 5, "an id was used again: {again}");
     // One that is dead is removed by another one, and finds out when it comes back.
     let mut dead = routers.remove(0);
     dead.kill9()?;

@@ -25,7 +25,11 @@ fn owners_are_killed_under_load_and_no_error_comes_through() -> Result<()> {
         cluster.routers[owner].kill9()?;
         let before = running.done();
         running.wait_past(before + 64)?;
-        println!("round {round}: {} was killed, {:.2} s until it went on", cluster.name(owner), watch.seconds());
+        println!(
+            "round {round}: {} was killed, {:.2} s until it went on",
+            cluster.name(owner),
+            watch.seconds()
+        );
         ensure!(cluster.owner()? == peer, "somebody else than the peer took over");
         subject.gather(running)?;
         cluster.routers[owner].start_again()?;
@@ -77,7 +81,12 @@ fn a_busy_vdisk_moves_and_routers_restart_one_after_the_other() -> Result<()> {
         cluster.routers[round % 3].cli(&["vdisk", "move", DISK, "--to", cluster.name(to)])?;
         let before = running.done();
         running.wait_past(before + 64)?;
-        println!("round {round}: moved from {} to {} in {:.2} s", cluster.name(owner), cluster.name(to), watch.seconds());
+        println!(
+            "round {round}: moved from {} to {} in {:.2} s",
+            cluster.name(owner),
+            cluster.name(to),
+            watch.seconds()
+        );
         ensure!(cluster.owner()? == to, "it is not where it was sent");
     }
     for router in 0..3 {

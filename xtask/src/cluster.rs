@@ -213,7 +213,7 @@ fn make_certificates(folder: &Path) -> Result<()> {
     let certtool = |words: &[&str]| Program::new("certtool", words).run_quietly(&folder.join("certtool.log"));
     let key = |name: &str| {
         let path = file(&format!("{name}-key.pem"));
-        certtool(&["--generate-privkey", "--key-type=ecdsa", "--curve=secp256r1", "--outfile", &path])?;
+        certtool(&["--generate-privkey", "--key-type=rsa", "--bits=2048", "--outfile", &path])?;
         Ok::<_, anyhow::Error>(fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?)
     };
     let (ca_key, ca_cert, ca_info) = (file("ca-key.pem"), file("ca-cert.pem"), file("ca.info"));

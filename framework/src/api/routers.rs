@@ -105,7 +105,9 @@ async fn set_draining(state: &State, name: &str, draining: bool) -> Answer<Respo
     let info = find(state, name).await?;
     if info.name != *state.router.node() {
         let api = info.node.and_then(|node| node.addresses.api).ok_or_else(|| {
-            Error::unavailable(format!("storage router '{name}' is not there: it does this when it is asked itself"))
+            Error::unavailable(format!(
+                "storage router '{name}' is not there: it does this when it is asked itself"
+            ))
         })?;
         let what = if draining { "drain" } else { "resume" };
         let there = format!("{api}/api/v1/routers/{name}/{what}");

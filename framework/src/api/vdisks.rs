@@ -5,8 +5,8 @@ use super::extract::{Body, Names, Params};
 use super::problem::Answer;
 use super::qos;
 use crate::types::{
-    CacheUse, CloneOf, Drain, Dtl, DtlLoss, DtlPatch, Frontiers, Problem, ScrubQuery, ScrubState, Scrubbed, Vdisk,
-    VdiskCreate, VdiskDelete, VdiskFilter, VdiskList, VdiskPatch, VdiskState,
+    CacheUse, CloneOf, Drain, Dtl, DtlLoss, DtlPatch, Frontiers, Problem, ScrubQuery, ScrubState, Scrubbed,
+    Vdisk, VdiskCreate, VdiskDelete, VdiskFilter, VdiskList, VdiskPatch, VdiskState,
 };
 use axum::Json;
 use axum::extract;

@@ -5,11 +5,11 @@
 //! while the volume serves, and what was written meanwhile in the short time in which it does not.
 
 use super::Router;
+use super::vpools::named;
 use crate::cluster::succession::is_replicated;
 use crate::registry::{NodeRecord, RouterRecord, Stored};
 use crate::vdisk::{Phase, Vdisk, VdiskInfo};
 use common::error::Context;
-use super::vpools::named;
 use common::{Error, ErrorKind, Name, Result};
 use dtl::{Config, Mode, Needed, OnFailure};
 use futures::StreamExt;
@@ -69,9 +69,12 @@ impl DtlWish {
         let right = if mode == Mode::None { 0..=0 } else { 1..=2 };
         if !right.contains(&peers) {
             let (least, most) = (right.start(), right.end());
-            return Err(Error::invalid(format!("{peers} DTL peers: with this mode there are {least} to {most}")));
+            return Err(Error::invalid(format!(
+                "{peers} DTL peers: with this mode there are {least} to {most}"
+            )));
         }
-        let (needed, on_failure) = (self.needed.unwrap_or(now.needed), self.on_failure.unwrap_or(now.on_failure));
+        let (needed, on_failure) =
+            (self.needed.unwrap_or(now.needed), self.on_failure.unwrap_or(now.on_failure));
         let same = (mode, peers, needed, on_failure) == (now.mode, now.wanted, now.needed, now.on_failure);
         Ok((!same).then(|| now.with_policy(mode, peers, needed, on_failure)))
     }

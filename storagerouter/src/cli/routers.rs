@@ -70,6 +70,10 @@ pub fn dtl_setting(text: &str) -> Result<DtlSetting, String> {
         "dtl.peers" => DtlSetting::Peers(value.parse().map_err(|e| format!("dtl.peers '{value}': {e}"))?),
         "dtl.needed" => DtlSetting::Needed(text),
         "dtl.on_failure" => DtlSetting::OnFailure(text),
-        _ => return Err(format!("there is no setting '{key}': dtl.mode, dtl.peers, dtl.needed, dtl.on_failure")),
+        _ => {
+            return Err(format!(
+                "there is no setting '{key}': dtl.mode, dtl.peers, dtl.needed, dtl.on_failure"
+            ));
+        }
     })
 }

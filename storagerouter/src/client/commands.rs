@@ -6,8 +6,8 @@ use crate::cli::{self, BackendArgs, BackendKind, Output, VdiskAction, VpoolActio
 use crate::failure::{Exit, Failure};
 use anyhow::Result;
 use framework::types::{
-    Health, HealthLevel, LogLevel, Vdisk, VdiskCreate, VdiskList, VdiskMove, VdiskPatch, Version, Vpool, VpoolCreate,
-    VpoolList,
+    Health, HealthLevel, LogLevel, Vdisk, VdiskCreate, VdiskList, VdiskMove, VdiskPatch, Version, Vpool,
+    VpoolCreate, VpoolList,
 };
 use hyper::Method;
 use serde_json::{Value, json};

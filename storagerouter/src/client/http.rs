@@ -126,10 +126,15 @@ impl Api {
     /// The API of the router that this one named, with the same credentials.
     pub(super) fn elsewhere(&self, url: &str) -> Result<Self> {
         let wrong = || {
-            Failure::error(Exit::Failure, format!("{} sends this on to '{}', which is no URL", self.text, url.escape_debug()))
+            Failure::error(
+                Exit::Failure,
+                format!("{} sends this on to '{}', which is no URL", self.text, url.escape_debug()),
+            )
         };
         let url: Uri = url.parse().map_err(|_| wrong())?;
-        let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else { return Err(wrong()) };
+        let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
+            return Err(wrong());
+        };
         // A token is not sent in the clear to whoever is named.
         if scheme != self.base.scheme_str().unwrap_or_default() {
             return Err(wrong());
@@ -247,7 +252,8 @@ where
     let exchange = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let location =
+            response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = Limited::new(response.into_body(), LARGEST_ANSWER)
             .collect()
             .await

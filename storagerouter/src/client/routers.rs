@@ -2,8 +2,8 @@
 
 use super::commands::{NOTHING, done};
 use super::http::{Api, escape};
-use super::tables::{pairs, table, text};
 use super::show;
+use super::tables::{pairs, table, text};
 use crate::cli::routers::{DtlSetting, Router as Words, RouterAction};
 use anyhow::Result;
 use framework::types::{DtlPatch, Router, RouterList};

@@ -68,8 +68,11 @@ impl Seats {
                 return Ok(());
             }
             let change = Change::Relocate { member, address: address.to_string() };
-            if let Err(error) = self.client.change(vec![change]).await {
-                patience.bear("waiting until the cluster knows this router's address", error).await?;
+            match self.client.change(vec![change]).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    patience.bear("waiting until the cluster knows this router's address", error).await?;
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::membership::shown;
 use super::{Cluster, roster};
-use common::Result;
+use common::{Error, Result};
 use framework::types::{ClusterMember, ClusterStatus};
 use futures::future::join_all;
 use kvstore::node::Status;
@@ -37,7 +37,7 @@ impl Cluster {
                 let answer = heard.remove(id);
                 let (applied, reason) = match answer {
                     Some(Ok(status)) => (Some(status.applied), None),
-                    Some(Err(error)) => (None, Some(error.message().to_string())),
+                    Some(Err(error)) => (None, Some(reason(&error, address))),
                     None => (None, Some("it came while the others were asked".to_string())),
                 };
                 ClusterMember {
@@ -69,4 +69,15 @@ impl Cluster {
             members,
         })
     }
+}
+
+/// Why a member does not answer, without what everybody knows who asked it.
+fn reason(error: &Error, address: &str) -> String {
+    let mut text = error.message();
+    let about = format!("member {address}: ");
+    let connecting = format!("connecting to member {address} of the registry: ");
+    for before in ["the registry does not answer: ", &about, &connecting] {
+        text = text.strip_prefix(before).unwrap_or(text);
+    }
+    text.strip_suffix("; nothing was read").unwrap_or(text).to_string()
 }
