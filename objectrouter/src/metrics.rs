@@ -59,6 +59,12 @@ impl Collector for RouterMetrics {
         gauge(&mut encoder, "vpools", "vPools attached", vpools.len() as u64)?;
         gauge(&mut encoder, "vdisks", "vDisks registered", vdisks.len() as u64)?;
         gauge(&mut encoder, "open_volumes", "Volumes open", open as u64)?;
+        gauge(
+            &mut encoder,
+            "routers",
+            "Storage routers that are there, this one among them",
+            router.nodes().len() as u64,
+        )?;
         gauge(&mut encoder, "handles", "Handles held by clients, all vDisks together", handles)?;
 
         let name = "storagerouter_objectrouter_frontier_lsn";
@@ -89,6 +95,13 @@ impl Collector for RouterMetrics {
             ("live_bytes", "Bytes of clusters that the head or a snapshot of each open vDisk reads", |s| {
                 s.live_bytes + s.scrub.snapshot_bytes
             }),
+            (
+                "dtl_in_sync",
+                "Whether the DTL peers of each open vDisk have all that was acknowledged; 0 without peers",
+                |s| {
+                    u64::from(s.replication.as_ref().is_some_and(|r| r.in_sync && !r.config.peers.is_empty()))
+                },
+            ),
             ("dirty_bytes", "Bytes of each open vDisk that are not on the backend yet", |s| s.dirty_bytes),
         ] {
             let name = format!("storagerouter_objectrouter_{name}");

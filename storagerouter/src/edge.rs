@@ -3,6 +3,7 @@
 //! | room | what |
 //! |---|---|
 //! | `connect` | addresses, TLS and patience; attaching, and waiting for who is attached |
+//! | `attached` | vDisks that are attached while clients use them |
 //! | `info` | shows a vDisk |
 //! | `copy` | between vDisks, files, block devices and pipes |
 //! | `bench` | measures requests |
@@ -10,8 +11,9 @@
 //!
 //! Does not own: what keeps a vDisk alive while routers die, which is `edge-client`.
 
+pub mod attached;
 mod bench;
-mod connect;
+pub mod connect;
 mod copy;
 mod info;
 mod serve;

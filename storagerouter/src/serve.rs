@@ -1,6 +1,7 @@
 //! `serve`: start, run, stop. What starts depends on what started before it; what stops is what
 //! clients see first.
 
+mod front;
 mod keeper;
 mod node;
 pub mod signals;
@@ -20,6 +21,7 @@ use dtl::service::Door;
 use edge::nbd::{Server, TlsMode};
 use edge::protocol::{self, Attachments, Forwarder};
 use edge_client::trunk::Patience;
+use front::FrontDoor;
 use keeper::Keeper;
 use kvstore::RocksTable;
 use objectrouter::{Router, RouterAttachments, RouterExports};
@@ -135,6 +137,8 @@ struct Running {
     stop: watch::Sender<bool>,
     nbd: JoinHandle<()>,
     edge: JoinHandle<()>,
+    front: Arc<FrontDoor>,
+    tidy: JoinHandle<()>,
     api: JoinHandle<common::Result<()>>,
     watchdog: Option<JoinHandle<()>>,
 }
@@ -234,18 +238,19 @@ impl Running {
         log: &LogControl,
     ) -> Result<Running> {
         let Parts { router, cluster, keeper, dtl_port, api, mut registry } = parts;
-        let exports = Arc::new(RouterExports(router.clone()));
-        let mut nbd = settings.nbd.clone();
-        nbd.max_connections = system::connections_within_open_files("nbd", nbd.max_connections, 2);
-        let nbd = Server::bind(nbd, exports, clock.clone(), &mut registry).await?;
         let dialer = Arc::new(node::edge_dialer(settings)?);
-        let forwarder = Forwarder::new(dialer, Patience::default(), clock.clone());
+        let forwarder = Forwarder::new(dialer.clone(), Patience::default(), clock.clone());
         let redirect = settings.objectrouter.redirect;
         let attachments: Arc<dyn Attachments> =
             Arc::new(RouterAttachments::new(router.clone(), forwarder, settings.edge.lease(), redirect));
         let edge = edge_server(settings, &router, attachments, clock.clone(), &mut registry);
         let edge_listeners = edge.bind().await?;
         let edge_addresses = edge_addresses(&edge_listeners);
+        let local = RouterExports(router.clone());
+        let front = Arc::new(FrontDoor::new(local, edge_addresses.clone(), dialer, clock.clone()));
+        let mut nbd = settings.nbd.clone();
+        nbd.max_connections = system::connections_within_open_files("nbd", nbd.max_connections, 2);
+        let nbd = Server::bind(nbd, front.clone(), clock.clone(), &mut registry).await?;
         let tls = settings.api.tls()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let address = api.local_addr().context("api.listen")?;
@@ -285,6 +290,11 @@ impl Running {
             keeper,
             nbd: tokio::spawn(nbd.serve(stopped.clone())),
             edge: tokio::spawn(edge.serve(edge_listeners, stopped)),
+            tidy: tokio::spawn({
+                let (front, clock) = (front.clone(), clock.clone());
+                async move { front.tidy(&*clock).await }
+            }),
+            front,
             api: tokio::spawn(framework::serve(api, app, tls, async move {
                 // A sender that is gone means stop, too.
                 let _ = api_stopped.wait_for(|stop| *stop).await;
@@ -326,13 +336,17 @@ impl Running {
     async fn stop(self, limit: Duration, clock: &dyn Clock) {
         let begin = clock.now();
         let work = limit.saturating_sub(LAST_STEPS);
-        let Running { router, cluster, keeper, stop, nbd, edge, api, watchdog } = self;
+        let Running { router, cluster, keeper, stop, nbd, edge, front, tidy, api, watchdog } = self;
         let orderly = async {
             let _ = stop.send(true);
             // Requests that wait for a limit are in flight, and end.
             router.lift_limits();
             // A panic in them has ended the process already.
             let _ = tokio::join!(nbd, edge, api);
+            tidy.abort();
+            if let Err(error) = front.close().await {
+                tracing::error!(%error, "what NBD clients of vDisks of other routers did not flush may be lost");
+            }
             tracing::info!("no client is connected any more");
             let left = work.saturating_sub(clock.now().saturating_sub(begin));
             router.shutdown(left).await;

@@ -33,6 +33,14 @@ impl Router {
         }
     }
 
+    /// The whole name of what a client means: `vpool/vdisk` or `vpool/vdisk@snapshot`.
+    pub fn export_name(&self, name: &str) -> Result<String> {
+        let (vdisk, snapshot) =
+            name.split_once('@').map_or((name, None), |(vdisk, rest)| (vdisk, Some(rest)));
+        let vdisk = self.find_export(vdisk)?;
+        Ok(snapshot.map_or(vdisk.to_string(), |snapshot| format!("{vdisk}@{snapshot}")))
+    }
+
     /// Makes the vDisk serve, at once, whatever the background is busy with.
     pub(super) async fn serve(self: &Arc<Self>, vdisk: &Arc<Vdisk>) -> Result<()> {
         if vdisk.stored().record.state == VdiskLife::Deleting {

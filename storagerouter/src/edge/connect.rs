@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Between two looks whether a vDisk is still attached elsewhere.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a router waits for another one to let its clients in.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Attaches vDisks by way of routers.
 pub struct Connect {
@@ -50,6 +52,24 @@ impl Connect {
             tell,
             clock: Arc::new(SystemClock::new()),
         })
+    }
+
+    /// For the clients of a router, which has `own` addresses; its clients wait as long as they like.
+    pub fn of_a_router(
+        own: Vec<String>,
+        dialer: Arc<Dialer>,
+        client: String,
+        clock: Arc<dyn Clock>,
+    ) -> Connect {
+        let options = Options { client, deadline: Duration::ZERO, open: PATIENCE, ..Options::default() };
+        Connect {
+            routers: own,
+            dialer,
+            options,
+            wait: PATIENCE,
+            tell: |text| tracing::warn!("{text}"),
+            clock,
+        }
     }
 
     /// Attaches a vDisk. One that somebody else has attached is waited for: a process that was killed keeps it for a

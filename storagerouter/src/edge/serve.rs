@@ -1,7 +1,6 @@
 //! `edge serve`: vDisks by NBD on this machine.
 
-mod exports;
-
+use super::attached::Attached;
 use super::connect::{Connect, check_name};
 use crate::cli::edge::Serve;
 use crate::client::http::escape;
@@ -14,7 +13,6 @@ use anyhow::{Context, Result};
 use common::{Clock, Error};
 use edge::nbd::{Server, Settings};
 use edge_client::wire::Mode;
-use exports::Attached;
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
 use std::net::SocketAddr;
