@@ -54,6 +54,8 @@ pub struct Membership {
     pub name: Name,
     /// Its write buffer, and the start of the machine that it is in.
     pub write_buffer: WriteBuffer,
+    /// It began the cluster: what its registry had before there were others is its own.
+    pub founder: bool,
     /// What it may fail with.
     pub domains: Vec<String>,
     /// Domains where its volumes are to be recovered.
@@ -136,6 +138,15 @@ impl Cluster {
                 "the cluster has a storage router '{name}' with another data directory: choose another cluster.name, or, if \
                  that one is gone for ever, remove it first (storagerouter router remove {name})"
             )));
+        }
+        if known.is_none() {
+            let others = self.records.routers().await?;
+            if let Some((other, _)) = others.iter().find(|(_, router)| router.device == device) {
+                return Err(Error::conflict(format!(
+                    "this data directory is that of storage router '{other}': set cluster.name to that, or remove it first \
+                     (storagerouter router remove {other}, on another router)"
+                )));
+            }
         }
         if let Some(pair) = kv.get(&node_key(name)).await? {
             let before: Stored<NodeRecord> = Stored::read(&pair)?;

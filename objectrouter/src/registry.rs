@@ -108,45 +108,41 @@ impl<K: Kv + ?Sized> Records<K> {
         &self.kv
     }
 
-    /// Reads all records of vPools and vDisks; one that can't be read is an error with its key.
+    /// Reads all records of vPools and vDisks, as they are at one moment; one that can't be read is an error with its key.
     pub(crate) async fn load(&self) -> Result<Contents> {
         let mut contents = Contents { vpools: Vec::new(), vdisks: Vec::new() };
-        let pairs = self.kv.scan(VPOOLS).await?;
-        for pair in &pairs {
+        let all = self.kv.scan("").await?;
+        let of = |prefix: &'static str| all.iter().filter(move |pair| pair.key.starts_with(prefix));
+        for pair in of(VPOOLS) {
             contents.vpools.push((name_of(&pair.key, VPOOLS)?, Stored::read(pair)?));
         }
         let mut volumes: HashMap<VolumeId, Stored<VolumeRecord>> = HashMap::new();
-        for pair in &self.kv.scan(VOLUMES).await? {
+        for pair in of(VOLUMES) {
             volumes.insert(volume_of(&pair.key)?, Stored::read(pair)?);
         }
-        for pair in &self.kv.scan(VDISKS).await? {
+        for pair in of(VDISKS) {
             let (vpool, vdisk) = vdisk_of(&pair.key)?;
             if !contents.vpools.iter().any(|(have, _)| *have == vpool) {
                 return Err(Error::corrupt(format!("registry key '{}': there is no such vPool", pair.key)));
             }
             let record: Stored<VdiskRecord> = Stored::read(pair)?;
-            // Its two records are written together, but they are not read at one moment.
-            let volume = match volumes.remove(&record.record.id) {
-                Some(volume) => Some(volume),
-                None => self.volume(record.record.id).await?,
+            let Some(volume) = volumes.remove(&record.record.id) else {
+                let key = volume_key(record.record.id);
+                let why = format!("registry key '{key}' is missing: who owns '{}'?", pair.key);
+                return Err(Error::corrupt(why));
             };
-            match volume {
-                Some(volume) => contents.vdisks.push(Registered { vpool, vdisk, record, volume }),
-                None if self.vdisk(&vpool, &vdisk).await?.is_none() => {}
-                None => {
-                    let key = volume_key(record.record.id);
-                    return Err(Error::corrupt(format!(
-                        "registry key '{key}' is missing: who owns '{}'?",
-                        pair.key
-                    )));
-                }
-            }
+            contents.vdisks.push(Registered { vpool, vdisk, record, volume });
         }
         Ok(contents)
     }
 
     async fn read<T: Record>(&self, key: &str) -> Result<Option<Stored<T>>> {
         self.kv.get(key).await?.as_ref().map(Stored::read).transpose()
+    }
+
+    /// The record of a vPool as it is now.
+    pub(crate) async fn vpool(&self, pool: &Name) -> Result<Option<Stored<VpoolRecord>>> {
+        self.read(&vpool_key(pool)).await
     }
 
     /// The record of a vDisk as it is now.
@@ -202,7 +198,8 @@ impl<K: Kv + ?Sized> Records<K> {
         vdisks: &[(Name, VolumeId, u64)],
     ) -> Result<()> {
         let mut asserts = vec![KvAssert::Revision(vpool_key(pool), based_on)];
-        let mut ops = vec![KvOp::Delete(vpool_key(pool))];
+        // Who hears of it closes the vDisks first.
+        let mut ops = Vec::new();
         for (name, id, revision) in vdisks {
             asserts.push(KvAssert::Revision(vdisk_key(pool, name), *revision));
             ops.push(KvOp::Delete(vdisk_key(pool, name)));
@@ -211,6 +208,7 @@ impl<K: Kv + ?Sized> Records<K> {
         for pair in self.kv.scan(&format!("deleted/{pool}/")).await? {
             ops.push(KvOp::Delete(pair.key));
         }
+        ops.push(KvOp::Delete(vpool_key(pool)));
         self.kv.txn(asserts, ops).await?;
         Ok(())
     }

@@ -51,9 +51,9 @@ use crate::vpool::{PoolPhase, Vpool, VpoolInfo};
 use common::kv::Registry;
 use common::{Clock, Error, ErrorKind, Name, ObjectStore, Result, VolumeId};
 use futures::future::BoxFuture;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use prometheus_client::registry::Registry as Metrics;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use volumedriver::Driver;
@@ -87,18 +87,6 @@ struct Catalog {
     vdisks: BTreeMap<(Name, Name), Arc<Vdisk>>,
 }
 
-/// See [`Router::making`].
-struct Making<'a> {
-    router: &'a Router,
-    key: String,
-}
-
-impl Drop for Making<'_> {
-    fn drop(&mut self) {
-        self.router.making.lock().remove(&self.key);
-    }
-}
-
 /// All vPools and vDisks of a cluster, as this storage router sees them, and those that it owns.
 pub struct Router {
     cluster: Arc<Cluster>,
@@ -107,8 +95,6 @@ pub struct Router {
     clock: Arc<dyn Clock>,
     settings: Settings,
     catalog: RwLock<Catalog>,
-    /// Keys of what this router is making: it puts them into the catalog itself.
-    making: Mutex<BTreeSet<String>>,
     tasks: Arc<Tasks>,
     /// Opens in the background.
     opens: Arc<Semaphore>,
@@ -131,7 +117,7 @@ impl Router {
         metrics: &mut Metrics,
     ) -> Result<Arc<Router>> {
         settings.check().map_err(Error::invalid)?;
-        upgrade(&*kv, &membership.name, &membership.write_buffer).await?;
+        upgrade(&*kv, &membership).await?;
         let cluster = Arc::new(Cluster::new(kv, membership));
         cluster.take_seat().await?;
         // What is read below is newer: it is told again, and does not count twice.
@@ -156,7 +142,6 @@ impl Router {
             opens: Arc::new(Semaphore::new(settings.parallel_opens)),
             settings,
             catalog: RwLock::new(catalog),
-            making: Mutex::default(),
             tasks: Tasks::new(),
             admin: tokio::sync::Mutex::new(()),
         });
@@ -170,6 +155,7 @@ impl Router {
         router.tasks.spawn("follow the registry", async move { follower.follow(revision + 1).await })?;
         let sitter = router.clone();
         router.tasks.spawn("keep a seat in the registry", async move { sitter.keep_seat().await })?;
+        router.give_away_if_draining()?;
         Ok(router)
     }
 
@@ -240,10 +226,12 @@ impl Router {
         Error::new(ErrorKind::NotOwner, format!("vDisk '{vdisk}' is owned by {owner}, not by this one"))
     }
 
-    /// Of what this router is about to make: until the result is dropped, it puts it into the catalog itself.
-    fn making(&self, key: String) -> Making<'_> {
-        self.making.lock().insert(key.clone());
-        Making { router: self, key }
+    /// Fails where another router has the vDisk, or should.
+    fn not_elsewhere(&self, vdisk: &Vdisk) -> Result<()> {
+        match self.successor(vdisk) {
+            Some(owner) if owner != *self.cluster.me() => Err(self.elsewhere(vdisk)),
+            _ => Ok(()),
+        }
     }
 
     fn pools(&self) -> Vec<Arc<Vpool>> {

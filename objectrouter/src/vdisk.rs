@@ -241,6 +241,11 @@ impl Vdisk {
         self.slot.lock().claim.is_some()
     }
 
+    /// Whether what is open, if anything, was claimed in another seat than this.
+    pub(crate) fn is_of_another_seat(&self, lease: Option<u64>) -> bool {
+        self.volume().is_some_and(|volume| volume.lease() != lease)
+    }
+
     /// The attachments of the epoch that is open, which `make` begins; `None` when it is not open.
     pub(crate) fn attachments(&self, make: impl FnOnce(Arc<Volume>) -> Arc<Owned>) -> Option<Arc<Owned>> {
         let mut slot = self.slot.lock();
@@ -270,6 +275,13 @@ impl Vdisk {
             Phase::Open(volume) => Some(volume),
             _ => None,
         }
+    }
+
+    /// The volume stays open after all, for those who were attached.
+    pub(crate) fn reopen(&self, volume: Arc<Volume>, edge: Option<Arc<Owned>>) {
+        let mut slot = self.slot.lock();
+        slot.phase = Phase::Open(volume);
+        slot.edge = edge;
     }
 
     /// A try that failed may succeed now.

@@ -93,6 +93,17 @@ impl Vpool {
         }
     }
 
+    /// It is open by somebody else's doing; what is open stays.
+    pub(crate) fn opened(&self, now: PoolPhase) {
+        self.phase.send_if_modified(|phase| match (&*phase, &now) {
+            (PoolPhase::Opening(_), PoolPhase::Open(_)) => {
+                *phase = now;
+                true
+            }
+            _ => false,
+        });
+    }
+
     pub(crate) fn set_about(&self, description: String, warning: Option<String>) {
         *self.about.lock() = (description, warning);
     }

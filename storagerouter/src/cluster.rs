@@ -79,6 +79,11 @@ impl Cluster {
         &self.address
     }
 
+    /// Whether this router began the cluster.
+    pub fn is_founder(&self) -> bool {
+        self.instance.member() == membership::FOUNDER
+    }
+
     /// The group.
     pub fn group(&self) -> u128 {
         self.instance.group()

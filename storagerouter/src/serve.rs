@@ -202,7 +202,7 @@ impl Running {
         let stores = stores::stores(clock.clone(), alba_proxy::Metrics::register(&mut registry));
         let router = Router::start(
             Arc::new(cluster.client()),
-            node::membership(settings, data_dir, clock.clone())?,
+            node::membership(settings, data_dir, cluster.is_founder(), clock.clone())?,
             driver,
             stores,
             clock.clone(),

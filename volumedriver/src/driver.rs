@@ -367,12 +367,10 @@ impl Driver {
         let until = self.home.clock.now() + deadline;
         let stops = volumes.iter().filter(|v| !v.is_closed()).map(|volume| async move {
             let left = until.saturating_sub(self.home.clock.now());
-            let drained = volume.drain(left).await;
-            if let Err(error) = &drained {
+            if let Err(error) = volume.drain(left).await {
                 tracing::warn!(volume = %volume.id(), %error, "stays in the write buffer until the next start");
             }
-            volume.close().await;
-            drained.is_ok().then(|| volume.id())
+            volume.close().await.then(|| volume.id())
         });
         let drained: Vec<Option<VolumeId>> =
             futures::stream::iter(stops).buffer_unordered(64).collect().await;

@@ -8,7 +8,7 @@ use common::kv::Lease;
 use common::{Epoch, Lsn, Name, Result, VolumeId};
 use dtl::client::Client;
 use dtl::owner::{Outcome, Patience};
-use dtl::{Config, Loss, Registration, Tail};
+use dtl::{Config, Loss, Registration, Status, Tail};
 use std::sync::Arc;
 
 /// The registry and the other routers, as a volume's replication sees them.
@@ -69,4 +69,18 @@ pub struct Opening {
     pub patience: Patience,
     /// Under which the volume is served: without it nobody is answered (rule 4).
     pub authority: Arc<dyn Lease>,
+}
+
+impl Opening {
+    /// What is to be believed of it when the backend knows an epoch, `before`, that the registry did not know when this
+    /// one was claimed: the registry is one of before, from a backup (rule 18). Who owned the volume last and who has
+    /// its tail is not known then, but for this router's write buffer, if that is of the epoch: `journal` is its newest.
+    pub(crate) fn older_than(&self, before: Epoch, journal: Option<Epoch>) -> Opening {
+        let mut known = self.clone();
+        known.registration.clean = false;
+        known.registration.config.status = Status::Degraded;
+        known.same_journal &= journal == Some(before);
+        tracing::warn!(epoch = %before, "the registry is older than the volume: nobody's log of it is believed");
+        known
+    }
 }

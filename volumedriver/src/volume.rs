@@ -516,11 +516,11 @@ impl Volume {
         self.pump.lock().is_none()
     }
 
-    /// Stops the volume; requests fail from now on. What is not on the backend stays in the
-    /// journal.
-    pub async fn close(&self) {
+    /// Stops the volume; requests fail from now on. What is not on the backend stays in the journal. The result is
+    /// whether the backend has everything that was ever acknowledged, and that this call stopped it.
+    pub async fn close(&self) -> bool {
         let pump = self.pump.lock().take();
-        let Some(pump) = pump else { return };
+        let Some(pump) = pump else { return false };
         {
             let mut core = self.shared.core.lock();
             core.stop(Error::unavailable("the volume is closed"));
@@ -541,10 +541,20 @@ impl Volume {
         if let Some(replicas) = &self.shared.replicas {
             replicas.stop();
         }
-        let left = self.shared.core.lock().forget_entries();
+        // Nothing was acknowledged since it was stopped.
+        let (frontiers, left) = {
+            let mut core = self.shared.core.lock();
+            (core.frontiers(), core.forget_entries())
+        };
         self.shared.memory.sub(left.memory);
         self.shared.left.put(self.shared.id, &self.shared.credits, left.units);
         self.shared.journal.detach(self.shared.id);
+        frontiers.accepted == frontiers.committed
+    }
+
+    /// The lease under which its clients are answered.
+    pub fn lease(&self) -> Option<u64> {
+        self.shared.authority.as_ref().map(|lease| lease.id())
     }
 }
 

@@ -135,16 +135,19 @@ impl Server {
         };
         tokio::pin!(stop);
         let mut tasks = JoinSet::new();
-        let mut tidy = self.clock.sleep(TIDY);
+        // Beside accepting: it may wait for a registry.
+        let tidy = async {
+            loop {
+                self.clock.sleep(TIDY).await;
+                self.attachments.tidy().await;
+            }
+        };
+        tokio::pin!(tidy);
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => break,
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-                () = &mut tidy => {
-                    self.attachments.tidy().await;
-                    tidy = self.clock.sleep(TIDY);
-                    continue;
-                }
+                () = &mut tidy => continue,
                 accepted = accept_tcp(tcp.as_ref()) => accepted,
                 accepted = accept_unix(unix.as_ref()) => accepted,
             };

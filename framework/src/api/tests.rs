@@ -42,6 +42,20 @@ impl Reply {
     }
 }
 
+/// A router that knows no other one.
+fn alone() -> objectrouter::Membership {
+    objectrouter::Membership {
+        name: "a".parse().unwrap(),
+        write_buffer: objectrouter::WriteBuffer { device: common::VolumeId(1), boot: "b".into() },
+        founder: true,
+        domains: Vec::new(),
+        recovery_domains: Vec::new(),
+        lease: std::time::Duration::from_secs(2),
+        dial: Arc::new(|_| Err(Error::unavailable("there is nobody"))),
+        patience: Default::default(),
+    }
+}
+
 impl Api {
     async fn start(token: Option<&str>) -> Self {
         let mut registry = Registry::default();
@@ -66,8 +80,9 @@ impl Api {
         let stores = Stores { open: open.clone(), attach: open };
         let settings = objectrouter::Settings::default();
         let kv = Arc::new(SimKv::new());
-        let router =
-            objectrouter::Router::start(kv, driver, stores, clock, settings, &mut registry).await.unwrap();
+        let router = objectrouter::Router::start(kv, alone(), driver, stores, clock, settings, &mut registry)
+            .await
+            .unwrap();
         let filter = Arc::new(Mutex::new(String::from("info")));
         let kept = filter.clone();
         let state = State {
@@ -162,14 +177,18 @@ fn the_document_names_every_route() {
         "post /api/v1/vpools",
         "get /api/v1/vpools/{name}",
         "delete /api/v1/vpools/{name}",
+        "get /api/v1/routers",
+        "get /api/v1/routers/{name}",
         "get /api/v1/vdisks",
         "post /api/v1/vdisks",
         "get /api/v1/vdisks/{vpool}/{name}",
         "patch /api/v1/vdisks/{vpool}/{name}",
+        "delete /api/v1/routers/{name}",
         "delete /api/v1/vdisks/{vpool}/{name}",
         "post /api/v1/vdisks/{vpool}/{name}/drain",
         "post /api/v1/vdisks/{vpool}/{name}/scrub",
         "get /api/v1/vdisks/{vpool}/{name}/export",
+        "post /api/v1/vdisks/{vpool}/{name}/force",
         "post /api/v1/vdisks/{vpool}/{name}/import",
         "get /api/v1/vdisks/{vpool}/{name}/snapshots",
         "post /api/v1/vdisks/{vpool}/{name}/snapshots",
@@ -177,8 +196,11 @@ fn the_document_names_every_route() {
         "patch /api/v1/vdisks/{vpool}/{name}/snapshots/{snapshot}",
         "delete /api/v1/vdisks/{vpool}/{name}/snapshots/{snapshot}",
         "post /api/v1/vdisks/{vpool}/{name}/clone",
+        "post /api/v1/vdisks/{vpool}/{name}/move",
         "post /api/v1/vdisks/{vpool}/{name}/rollback",
         "post /api/v1/vdisks/{vpool}/{name}/template",
+        "post /api/v1/routers/{name}/drain",
+        "post /api/v1/routers/{name}/resume",
         "post /api/v1/snapshots",
         "get /api/v1/cluster",
         "post /api/v1/cluster/leave",
@@ -226,7 +248,7 @@ async fn an_empty_router_is_healthy_ready_and_measured() {
     assert!(api.get("/readyz").await.json::<Ready>().ready);
     let health: Health = api.get("/api/v1/health").await.json();
     assert_eq!((health.level, health.items.len()), (HealthLevel::Ok, 0));
-    assert_eq!(api.get("/api/v1/version").await.json::<types::Version>().node, api.router.node());
+    assert_eq!(api.get("/api/v1/version").await.json::<types::Version>().node, api.router.node().as_str());
     let metrics = api.get("/metrics").await;
     assert!(metrics.kind.starts_with("application/openmetrics-text"));
     let text = String::from_utf8(metrics.body.to_vec()).unwrap();

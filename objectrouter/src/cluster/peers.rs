@@ -6,6 +6,7 @@
 use super::{Cluster, changed_meanwhile};
 use crate::registry::{Incarnation, Stored, VolumeRecord};
 use async_trait::async_trait;
+use common::kv::KvAssert;
 use common::{Epoch, Error, ErrorKind, Lsn, Name, Result, VolumeId};
 use dtl::client::Client;
 use dtl::owner::Outcome;
@@ -33,6 +34,11 @@ impl RegistryPeers {
         found.ok_or_else(|| Error::not_found(format!("the registry has no volume {volume} any more")))
     }
 
+    /// A router whose lease has ended changes nothing any more, also with a request that was long on its way.
+    fn still_seated(&self) -> Vec<KvAssert> {
+        vec![KvAssert::LeaseLive(self.holder.lease)]
+    }
+
     /// Replaces the record of a volume that this seat holds.
     async fn change(
         &self,
@@ -51,7 +57,12 @@ impl RegistryPeers {
             if new == record {
                 return Ok(record);
             }
-            match self.cluster.records.put_volumes(&[(volume, new.clone(), revision)], Vec::new()).await {
+            match self
+                .cluster
+                .records
+                .put_volumes(&[(volume, new.clone(), revision)], self.still_seated())
+                .await
+            {
                 Ok(_) => return Ok(new),
                 Err(error) if changed_meanwhile(&error) => {}
                 Err(error) => return Err(error),
@@ -114,7 +125,7 @@ impl Peers for RegistryPeers {
                 Err(found) => return Outcome::Refused(Some(found)),
             };
             let record = VolumeRecord { registration, ..record };
-            match self.cluster.records.put_volumes(&[(volume, record, revision)], Vec::new()).await {
+            match self.cluster.records.put_volumes(&[(volume, record, revision)], self.still_seated()).await {
                 Ok(_) => return Outcome::Applied,
                 // Something else in the record may have changed.
                 Err(error) if changed_meanwhile(&error) => {}

@@ -10,9 +10,15 @@ use std::collections::BTreeMap;
 /// The router that should have the volume, of those that are there; `None` where nobody may take it without losing
 /// what was acknowledged, as far as the registry knows (R6): its owner has to come back, or an operator to force it.
 ///
-/// In this order: where an operator moves it; who had it last and is there again; where its tail is. A volume of which
+/// In this order: who holds it and lives; where an operator moves it; who had it last and is there again; where its tail is. A volume of which
 /// the backend has everything goes to anybody.
 pub fn successor(id: VolumeId, volume: &VolumeRecord, there: &BTreeMap<Name, NodeRecord>) -> Option<Name> {
+    // Authority first: nobody can claim it while that lives.
+    if let Some(holder) = &volume.holder
+        && there.get(&holder.node).is_some_and(|node| node.lease == holder.lease)
+    {
+        return Some(holder.node.clone());
+    }
     let is_there = |name: &&Name| there.contains_key(*name);
     if let Some(to) = volume.moving_to.as_ref().filter(is_there) {
         return Some(to.clone());
@@ -88,6 +94,16 @@ mod tests {
 
     fn next(record: &VolumeRecord, names: &[&str]) -> Option<String> {
         successor(VolumeId(5), record, &there(names)).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn who_holds_it_and_lives_has_it_whatever_else_the_record_says() {
+        let mut held = record(false, &["c"]);
+        held.holder = Some(Incarnation { node: name("b"), lease: 1 });
+        assert_eq!(next(&held, &["a", "b", "c"]), Some("b".into()));
+        // In another life it has no authority.
+        held.holder = Some(Incarnation { node: name("b"), lease: 2 });
+        assert_eq!(next(&held, &["a", "b", "c"]), Some("a".into()));
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct VpoolRecord {
     pub cluster_size: u32,
     /// Whether it is here to stay.
     pub state: VpoolLife,
+    /// The router that removes its objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_by: Option<Name>,
     /// What the probe of the object store warned of when it was attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
@@ -140,7 +143,15 @@ impl DeletedRecord {
 impl VpoolRecord {
     pub(crate) fn new(id: u128, backend: Value, cluster_size: u32, warning: Option<String>) -> Self {
         let id = VolumeId(id);
-        Self { v: Self::VERSION, id, backend, cluster_size, state: VpoolLife::Active, warning }
+        Self {
+            v: Self::VERSION,
+            id,
+            backend,
+            cluster_size,
+            state: VpoolLife::Active,
+            deleted_by: None,
+            warning,
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 use super::*;
+use crate::cluster::Membership;
 use crate::qos::Qos;
 use common::sim::SimKv;
 use common::{Epoch, ErrorKind};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 fn name(text: &str) -> Name {
     text.parse().unwrap()
@@ -155,9 +157,22 @@ async fn vdisks_of_a_registry_of_one_node_are_given_to_that_node() {
         .await
         .unwrap();
     let journal = WriteBuffer { device: VolumeId(5), boot: "b".into() };
+    let me = |name: Name, founder| Membership {
+        name,
+        write_buffer: journal.clone(),
+        founder,
+        domains: Vec::new(),
+        recovery_domains: Vec::new(),
+        lease: Duration::from_secs(2),
+        dial: Arc::new(|_| Err(Error::unavailable("there is nobody"))),
+        patience: Default::default(),
+    };
+    // Not to another one, which may be faster: it has nothing of theirs.
+    let early = upgrade(&*kv, &me(name("other"), false)).await.unwrap_err();
+    assert_eq!(early.kind, ErrorKind::Unavailable);
     for _ in 0..2 {
         // The second time there is nothing to do.
-        upgrade(&*kv, &name("me"), &journal).await.unwrap();
+        upgrade(&*kv, &me(name("me"), true)).await.unwrap();
         let contents = records.load().await.unwrap();
         let Registered { vdisk, record, volume, .. } = &contents.vdisks[0];
         assert_eq!((vdisk.as_str(), record.record.read_only), ("old", true));

@@ -2,9 +2,10 @@
 
 use super::ownership::VolumeRecord;
 use super::records::{Record, VdiskRecord, decode, encode};
-use super::{VDISKS, WriteBuffer, vdisk_of, volume_key};
+use super::{VDISKS, vdisk_of, volume_key};
+use crate::cluster::Membership;
 use common::kv::{KvAssert, KvOp};
-use common::{Epoch, Error, Kv, Name, Result};
+use common::{Epoch, Error, Kv, Result};
 use dtl::registration::Config;
 use serde::Deserialize;
 
@@ -20,9 +21,12 @@ struct Owned {
     epoch: Epoch,
 }
 
-/// Gives every vDisk of version 1 to this router, which wrote them: what they accepted lies in `journal`. Can be done
-/// again after a crash.
-pub(crate) async fn upgrade(kv: &(impl Kv + ?Sized), me: &Name, journal: &WriteBuffer) -> Result<()> {
+/// Gives every vDisk of version 1 to this router, if it began the cluster: it wrote them, and what they accepted lies in
+/// its write buffer. Can be done again after a crash.
+///
+/// # Errors
+/// `Unavailable` at any other router, until that one has done it.
+pub(crate) async fn upgrade(kv: &(impl Kv + ?Sized), me: &Membership) -> Result<()> {
     let mut old = Vec::new();
     for pair in kv.scan(VDISKS).await? {
         let bad = |e| Error::corrupt(format!("registry record '{}': {e}", pair.key.escape_debug()));
@@ -31,21 +35,31 @@ pub(crate) async fn upgrade(kv: &(impl Kv + ?Sized), me: &Name, journal: &WriteB
             old.push((pair, epoch));
         }
     }
+    let node = kv.get(NODE_KEY).await?;
+    if old.is_empty() && node.is_none() {
+        return Ok(());
+    }
+    if !me.founder {
+        return Err(Error::unavailable(
+            "the vDisks of the router that began this cluster are not known to be its own yet: start that one first, with \
+             this version",
+        ));
+    }
     for some in old.chunks(TOGETHER) {
         let (mut asserts, mut ops) = (Vec::new(), Vec::new());
         for (pair, epoch) in some {
             let (vpool, vdisk) = vdisk_of(&pair.key)?;
             let record: VdiskRecord = decode(&pair.key, &pair.value)?;
-            let config = Config::default();
-            let volume = VolumeRecord::found((vpool, vdisk), *epoch, me.clone(), journal.clone(), config);
+            let (owner, journal) = (me.name.clone(), me.write_buffer.clone());
+            let volume = VolumeRecord::found((vpool, vdisk), *epoch, owner, journal, Config::default());
             asserts.push(KvAssert::Revision(pair.key.clone(), pair.revision));
             ops.push(KvOp::Put(volume_key(record.id), encode(&volume)?));
             ops.push(KvOp::Put(pair.key.clone(), encode(&record)?));
         }
         kv.txn(asserts, ops).await?;
-        tracing::info!(vdisks = some.len(), "vDisks of a registry of one node were taken over into this one");
+        tracing::info!(vdisks = some.len(), "vDisks of a registry of one node have an owner now");
     }
-    if kv.get(NODE_KEY).await?.is_some() {
+    if node.is_some() {
         kv.txn(Vec::new(), vec![KvOp::Delete(NODE_KEY.into())]).await?;
     }
     Ok(())

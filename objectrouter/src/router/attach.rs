@@ -76,18 +76,24 @@ impl RouterAttachments {
 }
 
 /// Writes down who is attached, when that has changed.
-async fn note(router: &Router, vdisk: &Vdisk, owned: &Owned) -> Result<()> {
-    let exclusive = owned.holders().into_iter().filter(|holder| holder.mode == Mode::Exclusive);
-    let attached: Vec<_> = exclusive
-        .map(|holder| AttachedRecord { attachment: VolumeId(holder.attachment), client: holder.client })
-        .collect();
-    if vdisk.owned().record.attached == attached {
+async fn note(router: &Router, vdisk: &Vdisk, owned: &Arc<Owned>) -> Result<()> {
+    let attached = || {
+        let exclusive = owned.holders().into_iter().filter(|holder| holder.mode == Mode::Exclusive);
+        let record = |holder: Holder| AttachedRecord {
+            attachment: VolumeId(holder.attachment),
+            client: holder.client,
+        };
+        exclusive.map(record).collect::<Vec<_>>()
+    };
+    if vdisk.owned().record.attached == attached() {
         return Ok(());
     }
     router
         .change_volume(vdisk, |record| {
-            if router.holds(record) {
-                record.attached.clone_from(&attached);
+            // As it is when it is written: of two that write at a time the later one may know less.
+            let current = vdisk.attached().is_some_and(|now| Arc::ptr_eq(&now, owned));
+            if current && router.holds(record) {
+                record.attached = attached();
             }
         })
         .await

@@ -84,28 +84,39 @@ impl Router {
         if let Some(claim) = vdisk.take_claim().filter(|claim| claim.seat.id() == seat.id()) {
             return Ok(claim);
         }
-        match self.successor(vdisk) {
-            Some(name) if name == *self.cluster.me() => {}
-            Some(name) => return Err(not_owner(vdisk, name.as_str())),
-            None => {
-                return Err(Error::new(
-                    ErrorKind::NotOwner,
-                    format!(
-                        "vDisk '{vdisk}' is orphaned: router '{}' is away, and nobody else is known to have what it \
-                         acknowledged; start that router, or force it and lose that (storagerouter vdisk force {vdisk})",
-                        vdisk.owned().record.registration.owner
-                    ),
-                ));
-            }
-        }
-        self.claim_anyway(vdisk, seat).await
+        self.claim_anyway(vdisk, seat, false).await
     }
 
-    /// Claims a vDisk without asking who should have it; who has authority over it still keeps it. The caller holds
-    /// `work`.
-    pub(super) async fn claim_anyway(&self, vdisk: &Vdisk, seat: Arc<dyn Lease>) -> Result<Claim> {
+    /// Fails where another router should have it, or nobody may.
+    fn must_be_mine(&self, vdisk: &Vdisk) -> Result<()> {
+        match self.successor(vdisk) {
+            Some(name) if name == *self.cluster.me() => Ok(()),
+            Some(name) => Err(not_owner(vdisk, name.as_str())),
+            None => Err(Error::new(
+                ErrorKind::NotOwner,
+                format!(
+                    "vDisk '{vdisk}' is orphaned: router '{}' is away, and nobody else is known to have what it \
+                         acknowledged; start that router, or force it and lose that (storagerouter vdisk force {vdisk})",
+                    vdisk.owned().record.registration.owner
+                ),
+            )),
+        }
+    }
+
+    /// Claims a vDisk; by `force` also where nobody should have it. Who has authority over it still keeps it. The caller
+    /// holds `work`.
+    pub(super) async fn claim_anyway(
+        &self,
+        vdisk: &Vdisk,
+        seat: Arc<dyn Lease>,
+        force: bool,
+    ) -> Result<Claim> {
         let me = Incarnation { node: self.cluster.me().clone(), lease: seat.id() };
         for _ in 0..TRIES {
+            // Anew each time: the record may say something else now.
+            if !force {
+                self.must_be_mine(vdisk)?;
+            }
             let Stored { record, revision } = vdisk.owned();
             let holder = record.holder.clone();
             let (record, over) = claimed(&record, &me)?;

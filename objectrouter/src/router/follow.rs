@@ -11,7 +11,6 @@ use crate::vdisk::Vdisk;
 use crate::vpool::{PoolPhase, Vpool};
 use common::kv::{KvChange, KvChanges};
 use common::{Error, Name, Result, VolumeId};
-use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +18,10 @@ use std::time::Duration;
 const SETTLE: Duration = Duration::from_millis(200);
 /// The longest pause when the registry does not answer.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Volumes closed at a time.
-const CLOSES: usize = 64;
+
+fn lost_seat() -> Error {
+    Error::unavailable("this storage router has lost its lease of the registry, and takes another one")
+}
 
 impl Router {
     /// Follows the registry from `from` on, until the router stops.
@@ -33,14 +34,9 @@ impl Router {
             };
             let outcome = match changes {
                 Ok(KvChanges::Changed(changes, next)) => {
-                    for change in changes {
-                        let key = change.key.clone();
-                        if let Err(error) = self.heard(change).await {
-                            tracing::error!(key, %error, "the registry says what this router can't read");
-                        }
-                    }
-                    from = next;
-                    Ok(())
+                    let heard = self.heard_all(changes).await;
+                    // What is not known for want of an answer is asked for again.
+                    heard.map(|()| from = next)
                 }
                 Ok(KvChanges::Forgotten) => self.read_again().await.map(|revision| from = revision + 1),
                 Err(error) => Err(error),
@@ -57,11 +53,26 @@ impl Router {
         }
     }
 
+    /// Changes in order; one that can't be read is told and passed over.
+    async fn heard_all(self: &Arc<Self>, changes: Vec<KvChange>) -> Result<()> {
+        for change in changes {
+            let key = change.key.clone();
+            match self.heard(change).await {
+                Err(error) if error.kind.is_transient() => return Err(error),
+                Err(error) => tracing::error!(key, %error, "the registry says what this router can't read"),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Reads everything again, after the history of what this router has not heard was given up.
     async fn read_again(self: &Arc<Self>) -> Result<u64> {
         tracing::warn!("this router was away from the registry for long: it reads all of it again");
         let revision = self.cluster.meet().await?;
-        let (all, _) = self.records().kv().snapshot("").await?;
+        let (mut all, _) = self.records().kv().snapshot("").await?;
+        // A vDisk is known by its vPool.
+        all.sort_by_key(|pair| !pair.key.starts_with(VPOOLS));
         let gone: Vec<_> = {
             let has = |key: String| all.iter().any(|pair| pair.key == key);
             let vdisks = self.all_vdisks().into_iter().map(|v| format!("{VDISKS}{v}"));
@@ -70,13 +81,10 @@ impl Router {
                 .filter(|key| !has(key.clone()))
                 .collect()
         };
-        for key in gone {
-            self.heard(KvChange { key, value: None, revision }).await?;
-        }
-        for found in all {
-            let change = KvChange { key: found.key, value: Some(found.value), revision: found.revision };
-            self.heard(change).await?;
-        }
+        let gone = gone.into_iter().map(|key| KvChange { key, value: None, revision });
+        let found = all.into_iter();
+        let found = found.map(|p| KvChange { key: p.key, value: Some(p.value), revision: p.revision });
+        self.heard_all(gone.chain(found).collect()).await?;
         self.reconsider();
         Ok(revision)
     }
@@ -84,31 +92,29 @@ impl Router {
     /// One change.
     async fn heard(self: &Arc<Self>, change: KvChange) -> Result<()> {
         let KvChange { key, value, revision } = change;
-        let known = self.making.lock().contains(&key);
-        if known {
-            // Its maker puts it into the catalog.
-            return Ok(());
-        }
         let kind = |prefix: &str| key.starts_with(prefix);
         match value {
             Some(value) if kind(VPOOLS) => {
                 let name = name_of(&key, VPOOLS)?;
-                let stored = Stored::read(&pair(key, value, revision))?;
+                let stored: Stored<crate::registry::VpoolRecord> = Stored::read(&pair(key, value, revision))?;
                 let known = self.catalog.read().vpools.get(&name).cloned();
                 match known {
-                    Some(vpool) => vpool.set_stored(stored),
+                    Some(vpool) if vpool.stored().record.id == stored.record.id => vpool.set_stored(stored),
+                    // Another one has its name now.
+                    Some(vpool) if vpool.stored().revision < revision => {
+                        self.forget_vpool(&vpool)?;
+                        self.know_vpool(name, stored, PoolPhase::Opening(None))?;
+                    }
+                    Some(_) => {}
                     None => {
-                        tracing::info!(vpool = %name, "a vPool was made by another router");
-                        let vpool = Arc::new(Vpool::new(name.clone(), stored, PoolPhase::Opening(None)));
-                        self.catalog.write().vpools.insert(name, vpool.clone());
-                        self.clone().keep(vpool)?;
+                        self.know_vpool(name, stored, PoolPhase::Opening(None))?;
                     }
                 }
             }
             None if kind(VPOOLS) => {
                 let known = self.catalog.read().vpools.get(&name_of(&key, VPOOLS)?).cloned();
                 if let Some(vpool) = known.filter(|vpool| vpool.stored().revision < revision) {
-                    self.forget(&vpool);
+                    self.forget_vpool(&vpool)?;
                 }
             }
             Some(value) if kind(VDISKS) => {
@@ -174,9 +180,63 @@ impl Router {
         let Some(pool) = self.catalog.read().vpools.get(&names.0).cloned() else { return Ok(()) };
         // Written in the same transaction; it is gone when the vDisk is.
         let Some(volume) = self.records().volume(stored.record.id).await? else { return Ok(()) };
-        let vdisk = Vdisk::new(pool.clone(), names.1.clone(), (stored, volume), self.clock.clone());
-        self.catalog.write().vdisks.insert(names, vdisk);
+        self.know_vdisk(&pool, names.1, stored, volume);
         pool.kick.notify_one();
+        Ok(())
+    }
+
+    /// Puts a vDisk into the catalog, if it is not there by this identity.
+    pub(super) fn know_vdisk(
+        &self,
+        pool: &Arc<Vpool>,
+        name: Name,
+        stored: Stored<crate::registry::VdiskRecord>,
+        volume: Stored<VolumeRecord>,
+    ) -> Arc<Vdisk> {
+        let mut catalog = self.catalog.write();
+        let names = (pool.name.clone(), name.clone());
+        if let Some(known) = catalog.vdisks.get(&names).filter(|known| known.id == stored.record.id) {
+            let known = known.clone();
+            drop(catalog);
+            known.set_stored(stored);
+            known.set_owned(volume);
+            return known;
+        }
+        let vdisk = Vdisk::new(pool.clone(), name, (stored, volume), self.clock.clone());
+        catalog.vdisks.insert(names, vdisk.clone());
+        vdisk
+    }
+
+    /// Puts a vPool into the catalog and keeps it, if it is not there by this identity.
+    pub(super) fn know_vpool(
+        self: &Arc<Self>,
+        name: Name,
+        stored: Stored<crate::registry::VpoolRecord>,
+        phase: PoolPhase,
+    ) -> Result<Arc<Vpool>> {
+        let vpool = {
+            let mut catalog = self.catalog.write();
+            let same = |known: &&Arc<Vpool>| known.stored().record.id == stored.record.id;
+            if let Some(known) = catalog.vpools.get(&name).filter(same).cloned() {
+                drop(catalog);
+                known.set_stored(stored);
+                known.opened(phase);
+                return Ok(known);
+            }
+            let vpool = Arc::new(Vpool::new(name.clone(), stored, phase));
+            catalog.vpools.insert(name, vpool.clone());
+            vpool
+        };
+        self.clone().keep(vpool.clone())?;
+        Ok(vpool)
+    }
+
+    /// Closes what is open of a vPool that the registry has no more, and forgets it.
+    fn forget_vpool(self: &Arc<Self>, vpool: &Vpool) -> Result<()> {
+        for vdisk in self.vdisks_of(&vpool.name) {
+            self.expel(vdisk, Error::not_found(format!("vPool '{}' was removed", vpool.name)))?;
+        }
+        self.forget(vpool);
         Ok(())
     }
 
@@ -207,6 +267,15 @@ impl Router {
     /// Whether it is this router's, in its present seat.
     pub(super) fn holds(&self, record: &VolumeRecord) -> bool {
         self.cluster.incarnation().is_ok_and(|me| record.holder.as_ref() == Some(&me))
+    }
+
+    /// Closes what is open of a vDisk if it was claimed in a seat that was lost meanwhile.
+    pub(super) fn expel_if_lost(self: &Arc<Self>, vdisk: &Arc<Vdisk>) {
+        let lease = self.cluster.seat().ok().map(|seat| seat.id());
+        if vdisk.is_of_another_seat(lease) {
+            // A router that is stopping closes it in any case.
+            let _ = self.expel(vdisk.clone(), lost_seat());
+        }
     }
 
     /// Closes what is open of a vDisk, for good or until this router claims it again.
@@ -257,19 +326,13 @@ impl Router {
                     "the registry has given up this router: it closes its volumes"
                 );
                 self.cluster.leave_seat();
-                let why = Error::unavailable(
-                    "this storage router has lost its lease of the registry, and takes another one",
-                );
-                futures::stream::iter(self.all_vdisks())
-                    .for_each_concurrent(CLOSES, |vdisk| {
-                        let why = why.clone();
-                        async move {
-                            if vdisk.volume().is_some() || vdisk.has_claim() {
-                                self.close_lost(&vdisk, why).await;
-                            }
-                        }
-                    })
-                    .await;
+                // Without waiting: its lease answers nobody, and nothing is opened twice.
+                for vdisk in self.all_vdisks() {
+                    let ours = vdisk.volume().is_some() || vdisk.has_claim();
+                    if ours && self.expel(vdisk, lost_seat()).is_err() {
+                        return;
+                    }
+                }
             }
             let mut backoff = Backoff::new(PAUSE);
             while let Err(error) = self.cluster.take_seat().await {

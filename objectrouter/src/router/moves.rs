@@ -7,8 +7,8 @@
 use super::Router;
 use super::vpools::named;
 use crate::cluster::succession::is_replicated;
-use crate::registry::{NodeRecord, RouterRecord, Stored};
-use crate::vdisk::{Phase, Vdisk, VdiskInfo};
+use crate::registry::{NodeRecord, RouterRecord, Stored, VdiskLife};
+use crate::vdisk::{Vdisk, VdiskInfo};
 use common::error::Context;
 use common::{Error, ErrorKind, Name, Result};
 use dtl::{Config, Mode, Needed, OnFailure};
@@ -28,6 +28,8 @@ const ARRIVAL: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(20);
 /// vDisks that are moved at a time when a router gives all of them away.
 const MOVES: usize = 4;
+/// The name of the task that does it.
+const GIVE_AWAY: &str = "give all vDisks away";
 /// Between two rounds of a router that drains.
 const ROUND: Duration = Duration::from_secs(5);
 
@@ -134,7 +136,7 @@ impl Router {
         self.tasks.run(task, work).await
     }
 
-    async fn do_move(&self, vdisk: &Arc<Vdisk>, to: &Name) -> Result<()> {
+    async fn do_move(self: &Arc<Self>, vdisk: &Arc<Vdisk>, to: &Name) -> Result<()> {
         let has_tail = |v: &Vdisk| {
             let record = v.owned().record;
             is_replicated(&record) && record.registration.config.peers.iter().any(|peer| peer.node == *to)
@@ -148,14 +150,24 @@ impl Router {
         {
             let _work = vdisk.work.lock().await;
             let why = Error::new(ErrorKind::NotOwner, format!("it is on its way to router '{to}'"));
+            // If it stays, who was attached is attached: what they asked for in this epoch may be under way.
+            let attached = vdisk.attached();
             let Some(volume) = vdisk.evict(why) else { return Err(vdisk.why_closed()) };
             let peer = has_tail(vdisk);
             let done = if peer { volume.log_flush().await.map(drop) } else { volume.drain(LAST_DRAIN).await };
             if let Err(error) = done {
-                vdisk.tried(Phase::Open(volume));
+                vdisk.reopen(volume, attached);
+                self.expel_if_lost(vdisk);
                 return Err(error);
             }
-            volume.close().await;
+            // Whoever had passed the door before it was shut may have been answered since.
+            if !volume.close().await && !peer {
+                vdisk.forgive();
+                vdisk.pool.kick.notify_one();
+                return Err(Error::unavailable(
+                    "a write came at the last moment; it serves here again: try again",
+                ));
+            }
             if let Err(error) = self.let_go(&[(vdisk.clone(), !peer)], Some(to)).await {
                 // Whether that was noted or not, the registry says whose it is.
                 self.relearn_volume(vdisk).await;
@@ -177,6 +189,13 @@ impl Router {
                 return Ok(());
             }
             if self.clock.now() >= until {
+                // If it can't open it, somebody else is to.
+                self.change_volume(vdisk, |record| {
+                    if record.holder.is_none() && record.moving_to.as_ref() == Some(to) {
+                        record.moving_to = None;
+                    }
+                })
+                .await?;
                 return Err(Error::unavailable(format!(
                     "router '{to}' has not opened it in {ARRIVAL:?}; it goes on trying"
                 )));
@@ -198,13 +217,18 @@ impl Router {
                     "vDisk '{vdisk}' is open here: there is nothing to force"
                 )));
             }
+            if vdisk.stored().record.state != VdiskLife::Active {
+                let why = format!("vDisk '{vdisk}' is being made or deleted: there is nothing to force");
+                return Err(Error::conflict(why));
+            }
+            // Who can have all of it is not to be passed over, but for this router, which may have tried in vain.
+            if router.successor(&vdisk).is_some_and(|owner| owner != *router.cluster.me()) {
+                return Err(router.elsewhere(&vdisk));
+            }
             let pool = vdisk.pool.pool()?;
-            let claim = router.claim_anyway(&vdisk, router.cluster.seat()?).await?;
+            let claim = router.claim_anyway(&vdisk, router.cluster.seat()?, true).await?;
             tracing::warn!(vdisk = %vdisk, "opened by force");
-            let opening = router.opening(&claim, true);
-            let epoch = claim.volume.registration.claimed;
-            let volume = router.driver.take_over(&pool, vdisk.id, epoch, &opening).await?;
-            router.opened(&vdisk, volume).await;
+            router.open_claimed(&vdisk, &pool, &claim, true).await?;
             Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
@@ -238,6 +262,9 @@ impl Router {
                     }
                 })
                 .await?;
+            if !router.holds(&vdisk.owned().record) {
+                return Err(router.elsewhere(&vdisk));
+            }
             let registration = vdisk.owned().record.registration;
             volume.observe(registration.claimed, registration.config);
             Ok(router.info(&vdisk))
@@ -280,9 +307,15 @@ impl Router {
         };
         record.draining = draining;
         self.cluster.announce(&record, revision).await?;
-        if draining {
+        self.give_away_if_draining()
+    }
+
+    /// Begins to give all vDisks away, unless that is under way or not wished.
+    pub(super) fn give_away_if_draining(self: &Arc<Self>) -> Result<()> {
+        let draining = self.cluster.node(self.cluster.me()).is_some_and(|node| node.draining);
+        if draining && !self.tasks.names().iter().any(|name| name == GIVE_AWAY) {
             let router = self.clone();
-            self.tasks.spawn("give all vDisks away", async move { router.give_away().await })?;
+            self.tasks.spawn(GIVE_AWAY, async move { router.give_away().await })?;
         }
         Ok(())
     }
@@ -293,10 +326,6 @@ impl Router {
                 return;
             }
             let mine: Vec<_> = self.all_vdisks().into_iter().filter(|v| v.volume().is_some()).collect();
-            if mine.is_empty() {
-                tracing::info!("this router has given all its vDisks away");
-                return;
-            }
             futures::stream::iter(mine)
                 .for_each_concurrent(MOVES, |vdisk| async move {
                     let Some(to) = self.heir(&vdisk) else { return };
@@ -350,7 +379,8 @@ impl Router {
                         if let Err(error) = volume.log_flush().await {
                             tracing::warn!(vdisk = %vdisk, %error, "can't flush before it is given away");
                         }
-                        volume.close().await;
+                        // Its peers have what the backend has not.
+                        let _ = volume.close().await;
                     }
                 })
                 .await;

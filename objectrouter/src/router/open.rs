@@ -3,7 +3,7 @@
 
 use super::Router;
 use crate::registry::{Stored, VdiskLife, VdiskRecord, VpoolLife};
-use crate::vdisk::{Phase, Vdisk};
+use crate::vdisk::{Claim, Phase, Vdisk};
 use crate::vpool::{PoolPhase, Vpool};
 use common::{Clock, Epoch, Error, ErrorKind, Result};
 use futures::StreamExt;
@@ -139,6 +139,11 @@ impl Router {
     /// that another try may change.
     async fn settle(self: &Arc<Self>, pool: &Arc<Vpool>) -> bool {
         if pool.stored().record.state == VpoolLife::Deleting {
+            let by = pool.stored().record.deleted_by;
+            if by.is_some_and(|name| name != *self.cluster.me() && self.cluster.node(&name).is_some()) {
+                // That router is at it.
+                return true;
+            }
             let (router, subject) = (self.clone(), pool.clone());
             let work = async move { router.finish_vpool_delete(&subject).await };
             let result = self.tasks.run(format!("delete vPool {}", pool.name), work).await;
@@ -177,10 +182,23 @@ impl Router {
         vdisk: &Vdisk,
         change: impl Fn(&mut VdiskRecord),
     ) -> Result<VdiskRecord> {
+        self.change_record_if(vdisk, |record| {
+            change(record);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The same, where the record as it is then may be refused.
+    pub(super) async fn change_record_if(
+        &self,
+        vdisk: &Vdisk,
+        change: impl Fn(&mut VdiskRecord) -> Result<()>,
+    ) -> Result<VdiskRecord> {
         let mut tries = REGISTRY_TRIES;
         loop {
             let Stored { mut record, revision } = vdisk.stored();
-            change(&mut record);
+            change(&mut record)?;
             match self.records().put_vdisk(&vdisk.pool.name, &vdisk.name, &record, revision).await {
                 Ok(revision) => {
                     vdisk.set_stored(Stored { record: record.clone(), revision });
@@ -241,7 +259,19 @@ impl Router {
     /// Opens the volume under a new epoch; the caller holds `work`.
     pub(super) async fn open_volume(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &Pool) -> Result<()> {
         let claim = self.claim(vdisk).await?;
-        let opening = self.opening(&claim, false);
+        self.open_claimed(vdisk, pool, &claim, false).await
+    }
+
+    /// Opens what was claimed; the caller holds `work`. What can't be opened is given back: somebody else may have what
+    /// this router lacks.
+    pub(super) async fn open_claimed(
+        self: &Arc<Self>,
+        vdisk: &Arc<Vdisk>,
+        pool: &Pool,
+        claim: &Claim,
+        forced: bool,
+    ) -> Result<()> {
+        let opening = self.opening(claim, forced);
         self.driver.set_cache_quota(vdisk.id, vdisk.stored().record.cache_quota);
         let epoch = claim.volume.registration.claimed;
         match self.driver.take_over(pool, vdisk.id, epoch, &opening).await {
@@ -250,11 +280,12 @@ impl Router {
                 Ok(())
             }
             Err(error) => {
-                if error.kind == ErrorKind::Denied {
-                    // Somebody else may have what this router lacks.
-                    self.release(&[vdisk.clone()]).await;
-                }
-                Err(error)
+                self.release(std::slice::from_ref(vdisk)).await;
+                Err(match error.kind {
+                    // Those who did not answer may be back: it is tried again.
+                    ErrorKind::Denied => Error::unavailable(error.message()),
+                    _ => error,
+                })
             }
         }
     }
@@ -264,6 +295,8 @@ impl Router {
         let status = volume.status();
         tracing::info!(vdisk = %vdisk, volume = %vdisk.id, epoch = status.epoch.0, "vDisk is open");
         vdisk.tried(Phase::Open(volume.clone()));
+        // After that: who loses the seat looks for what is open.
+        self.expel_if_lost(vdisk);
         if let Err(error) = self.resume_leaving(vdisk, &volume) {
             tracing::warn!(vdisk = %vdisk, %error, "can't go on deleting snapshots");
         }
@@ -315,7 +348,14 @@ impl Router {
         }
         let now = self.clock.unix_time().as_secs();
         self.records().bury_vdisk(&vdisk.pool.name, &vdisk.name, &stored, now).await?;
-        self.catalog.write().vdisks.remove(&(vdisk.pool.name.clone(), vdisk.name.clone()));
+        {
+            // Its name may be another one's by now.
+            let mut catalog = self.catalog.write();
+            let names = (vdisk.pool.name.clone(), vdisk.name.clone());
+            if catalog.vdisks.get(&names).is_some_and(|known| known.id == vdisk.id) {
+                catalog.vdisks.remove(&names);
+            }
+        }
         vdisk.tried(Phase::Leaving);
         tracing::info!(vdisk = %vdisk, volume = %vdisk.id, "vDisk is deleted");
         Ok(())

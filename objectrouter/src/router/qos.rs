@@ -21,6 +21,7 @@ impl Router {
             qos.check()?;
         }
         let vdisk = self.find_vdisk(vpool, name)?;
+        self.not_elsewhere(&vdisk)?;
         let router = self.clone();
         let task = format!("limit vDisk {vdisk}");
         let work = async move {
@@ -45,6 +46,7 @@ impl Router {
     ) -> Result<VdiskInfo> {
         check_cache_quota(quota)?;
         let vdisk = self.find_vdisk(vpool, name)?;
+        self.not_elsewhere(&vdisk)?;
         let router = self.clone();
         let task = format!("set the cache quota of vDisk {vdisk}");
         let work = async move {

@@ -352,13 +352,19 @@ impl Router {
         vdisk.revoke();
         if let Err(error) = volume.drain(PATIENCE).await {
             vdisk.stay(before);
+            self.expel_if_lost(vdisk);
             return Err(error.context(format!("vDisk '{vdisk}' is not rolled back")));
         }
         volume.close().await;
         let rolled_back = async {
             let claim = self.claim(vdisk).await?;
             let epoch = claim.volume.registration.claimed;
-            self.driver.roll_back(&pool, vdisk.id, epoch, snapshot, Some(&self.opening(&claim, false))).await
+            let opening = self.opening(&claim, false);
+            let rolled_back = self.driver.roll_back(&pool, vdisk.id, epoch, snapshot, Some(&opening)).await;
+            if rolled_back.is_err() {
+                self.release(std::slice::from_ref(vdisk)).await;
+            }
+            rolled_back
         };
         match rolled_back.await {
             Ok(volume) => {
@@ -401,6 +407,7 @@ impl Router {
             };
             let taken = volume.snapshot(about).await;
             vdisk.stay(before);
+            router.expel_if_lost(&vdisk);
             taken.context(format!("vDisk '{vdisk}' is not made a template"))?;
             router.change_record(&vdisk, |record| record.read_only = true).await?;
             Ok(router.info(&vdisk))

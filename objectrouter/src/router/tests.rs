@@ -16,6 +16,7 @@ use dtl::owner::Patience;
 use dtl::service::Service;
 use dtl::storage::{Limits, Store};
 use dtl::transport::{Dial, Stream};
+use parking_lot::Mutex;
 use prometheus_client::encoding::text::encode;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -92,6 +93,7 @@ impl World {
         Membership {
             name: self.name.parse().unwrap(),
             write_buffer: WriteBuffer { device: self.device, boot: "boot".to_string() },
+            founder: true,
             domains: Vec::new(),
             recovery_domains: Vec::new(),
             lease: Duration::from_secs(2),

@@ -2,7 +2,7 @@
 
 use super::Router;
 use super::vpools::named;
-use crate::registry::{Stored, VdiskLife, VdiskRecord, VolumeRecord, VpoolLife, vdisk_key};
+use crate::registry::{Stored, VdiskLife, VdiskRecord, VolumeRecord, VpoolLife};
 use crate::sizes;
 use crate::vdisk::{Phase, Vdisk, VdiskInfo};
 use crate::vpool::Vpool;
@@ -74,7 +74,6 @@ impl Router {
         let volume =
             VolumeRecord::created(vpool.name.clone(), name.clone(), self.cluster.incarnation()?, dtl);
         let new = (name.clone(), record, volume);
-        let making = self.making(vdisk_key(&vpool.name, &name));
         let added = self.records().add_vdisk(&vpool.name, vpool_revision, &new, unchanged).await;
         let revision = match added {
             Ok(revision) => revision,
@@ -85,14 +84,18 @@ impl Router {
             Err(error) => return Err(error),
         };
         let (_, record, volume) = new;
-        let stored = (Stored { record, revision }, Stored { record: volume, revision });
-        let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, self.clock.clone());
+        // The registry may have told this router of it already.
+        let (stored, volume) = (Stored { record, revision }, Stored { record: volume, revision });
+        let vdisk = self.know_vdisk(vpool, name, stored, volume);
         let _work = vdisk.work.lock().await;
-        self.catalog.write().vdisks.insert((vpool.name.clone(), name), vdisk.clone());
-        drop(making);
         drop(parent);
 
-        if let Err(error) = self.finish_create(&vdisk, &pool).await {
+        if vdisk.volume().is_some() {
+            return Ok(self.info(&vdisk));
+        }
+        if vdisk.stored().record.state == VdiskLife::Creating
+            && let Err(error) = self.finish_create(&vdisk, &pool).await
+        {
             self.undo_create(&vdisk, &pool).await;
             return Err(error.context(format!("vDisk '{vdisk}' was not created")));
         }
@@ -107,7 +110,14 @@ impl Router {
     /// Takes back a creation that failed; what can't be taken back now is resumed by the keeper.
     async fn undo_create(self: &Arc<Self>, vdisk: &Arc<Vdisk>, pool: &volumedriver::Pool) {
         let undone = async {
-            self.change_record(vdisk, |record| record.state = VdiskLife::Deleting).await?;
+            self.change_record_if(vdisk, |record| match record.state {
+                VdiskLife::Active => Err(Error::conflict("another router has completed it")),
+                _ => {
+                    record.state = VdiskLife::Deleting;
+                    Ok(())
+                }
+            })
+            .await?;
             vdisk.stay(Phase::Leaving);
             self.finish_delete(vdisk, pool).await
         };
@@ -151,6 +161,7 @@ impl Router {
         read_only: bool,
     ) -> Result<VdiskInfo> {
         let vdisk = self.find_vdisk(vpool, name)?;
+        self.not_elsewhere(&vdisk)?;
         let router = self.clone();
         let task = format!("change vDisk {vdisk}");
         let work = async move {
@@ -239,6 +250,17 @@ impl Router {
         if self.find_vdisk(vdisk.pool.name.as_str(), vdisk.name.as_str()).is_err() {
             return Ok(());
         }
+        self.not_elsewhere(vdisk)?;
+        let attached = vdisk.owned().record.attached;
+        if let Some(client) = attached.first().filter(|_| vdisk.volume().is_none() && !force) {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "vDisk '{vdisk}' is not deleted: it is attached by '{}' and not open now; use --force to take it away",
+                    client.client
+                ),
+            ));
+        }
         let pool = vdisk.pool.pool().context(format!("vDisk '{vdisk}' can't be deleted now"))?;
         let lineage = vdisk.pool.lineage.lock().await;
         let clones = self.clones(vdisk, None);
@@ -255,6 +277,7 @@ impl Router {
         let before = vdisk.leave(force, "deleted")?;
         if let Err(error) = self.change_record(vdisk, |record| record.state = VdiskLife::Deleting).await {
             vdisk.stay(before);
+            self.expel_if_lost(vdisk);
             return Err(error);
         }
         drop(lineage);

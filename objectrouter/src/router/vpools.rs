@@ -1,9 +1,7 @@
 //! vPools: create, adopt, delete, detach.
 
 use super::{OpenedStore, Router};
-use crate::registry::{
-    NewVdisk, ParentRecord, Stored, VdiskRecord, VolumeRecord, VpoolLife, VpoolRecord, vdisk_key, vpool_key,
-};
+use crate::registry::{NewVdisk, ParentRecord, Stored, VdiskRecord, VolumeRecord, VpoolLife, VpoolRecord};
 use crate::sizes;
 use crate::vdisk::{Phase, Vdisk};
 use crate::vpool::{PoolPhase, Vpool, VpoolInfo};
@@ -156,9 +154,6 @@ impl Router {
             })
             .collect();
         let record = VpoolRecord::new(pool.info.id, spec.backend, pool.info.cluster_size, warning.clone());
-        let making =
-            vdisks.iter().map(|(name, ..)| vdisk_key(&spec.name, name)).chain([vpool_key(&spec.name)]);
-        let making: Vec<_> = making.map(|key| self.making(key)).collect();
         let revision = match self.records().add_vpool(&spec.name, &record, &vdisks).await {
             Ok(revision) => revision,
             Err(error) => {
@@ -169,20 +164,13 @@ impl Router {
                 return Err(error.context(format!("vPool '{}' was not created", spec.name)));
             }
         };
-        let vpool = Vpool::new(spec.name.clone(), Stored { record, revision }, PoolPhase::Open(pool));
+        // The registry may have told this router of them already.
+        let vpool = self.know_vpool(spec.name, Stored { record, revision }, PoolPhase::Open(pool))?;
         vpool.set_about(description, warning);
-        let vpool = Arc::new(vpool);
-        {
-            let mut catalog = self.catalog.write();
-            catalog.vpools.insert(spec.name.clone(), vpool.clone());
-            for (name, record, volume) in vdisks {
-                let stored = (Stored { record, revision }, Stored { record: volume, revision });
-                let vdisk = Vdisk::new(vpool.clone(), name.clone(), stored, self.clock.clone());
-                catalog.vdisks.insert((spec.name.clone(), name), vdisk);
-            }
+        for (name, record, volume) in vdisks {
+            self.know_vdisk(&vpool, name, Stored { record, revision }, Stored { record: volume, revision });
         }
-        drop(making);
-        self.clone().keep(vpool.clone())?;
+        vpool.kick.notify_one();
         Ok((vpool.info(adopted.len()), adopted))
     }
 
@@ -235,6 +223,7 @@ impl Router {
             }
             let Stored { mut record, revision } = vpool.stored();
             record.state = VpoolLife::Deleting;
+            record.deleted_by = Some(self.cluster.me().clone());
             let revision = self.records().put_vpool(&vpool.name, &record, revision).await?;
             vpool.set_stored(Stored { record, revision });
         }
@@ -250,6 +239,20 @@ impl Router {
             return Ok(());
         }
         let pool = vpool.pool()?;
+        // Somebody else may have ended it, and the place may be another vPool's now.
+        let stored = vpool.stored();
+        self.cluster.seat()?;
+        match self.records().vpool(&vpool.name).await? {
+            Some(now) if now.record.id == stored.record.id && now.record.state == VpoolLife::Deleting => {}
+            _ => return Ok(()),
+        }
+        match Pool::open(pool.store.clone()).await {
+            Ok(found) if found.info.id != stored.record.id.0 => {
+                return Err(Error::conflict(format!("another vPool lies where '{}' was", vpool.name)));
+            }
+            Err(error) if error.kind != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let objects = list_all(&*pool.store, "").await?;
         let rest: Vec<_> = objects.into_iter().map(|o| o.key).filter(|key| is_volume_key(key)).collect();
         let store = &pool.store;
@@ -284,6 +287,8 @@ impl Router {
         let result = async {
             for vdisk in &vdisks {
                 work.push(vdisk.work.lock().await);
+                // Also by force: it would go on serving what the registry has forgotten.
+                self.not_elsewhere(vdisk).context("move it here first (storagerouter vdisk move)")?;
                 if !force && vdisk.volume().is_none() {
                     return Err(Error::new(
                         ErrorKind::Denied,

@@ -18,7 +18,12 @@ use std::time::Duration;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// How the object router takes part in the cluster.
-pub fn membership(settings: &Settings, data_dir: &DataDir, clock: Arc<dyn Clock>) -> Result<Membership> {
+pub fn membership(
+    settings: &Settings,
+    data_dir: &DataDir,
+    founder: bool,
+    clock: Arc<dyn Clock>,
+) -> Result<Membership> {
     let cluster = &settings.cluster;
     let name: Name = cluster.name(data_dir.id()).parse()?;
     // Without it every start would pass for one of another boot, and warn of writes that may be lost.
@@ -28,6 +33,7 @@ pub fn membership(settings: &Settings, data_dir: &DataDir, clock: Arc<dyn Clock>
     Ok(Membership {
         name,
         write_buffer: WriteBuffer { device: data_dir.id().parse()?, boot: boot.trim().to_owned() },
+        founder,
         domains: cluster.domains.clone(),
         recovery_domains: cluster.recovery_domains.clone(),
         lease: Duration::from_millis(cluster.lease_ms),

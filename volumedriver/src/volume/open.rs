@@ -80,6 +80,13 @@ pub(crate) struct Home {
     pub created: Mutex<HashSet<VolumeId>>,
 }
 
+/// A volume whose older owners can't commit any more.
+struct Fenced {
+    chain: Chain,
+    /// The epoch that the backend knew.
+    before: Epoch,
+}
+
 /// What the cut of an open covers and records.
 struct Image {
     chain: Chain,
@@ -103,7 +110,10 @@ pub(crate) async fn open(
 ) -> Result<Volume> {
     let store = pool.store.clone();
     let started = home.clock.now();
-    let chain = fence(home, &store, id, epoch).await?;
+    let Fenced { chain, before } = fence(home, &store, id, epoch).await?;
+    let behind = opening.filter(|opening| before >= opening.registration.claimed);
+    let corrected = behind.map(|opening| opening.older_than(before, home.epochs.get(&id).copied()));
+    let opening = corrected.as_ref().or(opening);
     let fenced = chain.current().clone();
     let epoch = fenced.epoch;
     if 1u32.checked_shl(u32::from(fenced.cluster_log2)) != Some(pool.info.cluster_size) {
@@ -350,7 +360,7 @@ async fn markers(shared: &Shared, run: &[RecoveredEntry]) -> Result<BTreeMap<Lsn
 }
 
 /// Step 1. A foreign Manifest that comes between only means: read again, one epoch higher.
-async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: Epoch) -> Result<Chain> {
+async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: Epoch) -> Result<Fenced> {
     let journal = home.epochs.get(&id).copied().unwrap_or_default();
     for _ in 0..FENCE_TRIES {
         let mut chain = Chain::newest(store, id).await?;
@@ -358,6 +368,7 @@ async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: E
         if newest.kind == ManifestKind::Deleted {
             return Err(Error::not_found(format!("volume {id} is deleted")));
         }
+        let before = newest.epoch;
         let mut fence = chain.successor(ManifestKind::Fence);
         fence.epoch = epoch.max(journal.next()).max(newest.epoch.next());
         if mutant::is_on("epoch-not-raised") {
@@ -365,7 +376,7 @@ async fn fence(home: &Home, store: &Arc<dyn ObjectStore>, id: VolumeId, epoch: E
         }
         fence.writer = home.clock.random_u128();
         match chain.put(fence).await {
-            Ok(()) => return Ok(chain),
+            Ok(()) => return Ok(Fenced { chain, before }),
             Err(e) if e.kind == ErrorKind::Conflict => continue,
             Err(e) => return Err(e),
         }

@@ -224,6 +224,83 @@ async fn a_router_that_stops_gives_its_vdisks_away_and_one_that_drains_takes_non
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_registry_of_before_is_not_believed() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let (peer, _) = roles(&worlds, id).await;
+    // As the registry is when it was just made: clean, and of the first epoch.
+    let kv = &worlds[0].kv;
+    let key = format!("volume/{id}");
+    let old = worlds[0].volume(id).await;
+    nodes[0].router.move_vdisk("p", "d", &worlds[peer].name.parse().unwrap()).await.unwrap();
+    nodes[peer].open("p/d").await.unwrap().write(0, block(9), false).await.unwrap();
+    nodes[peer].in_sync().await;
+    for node in &nodes {
+        node.expire(&worlds[0]).await;
+        if let Some(volume) = node.router.find_vdisk("p", "d").unwrap().volume() {
+            volume.close().await;
+        }
+    }
+    let mut back = old;
+    back.registration.clean = true;
+    back.registration.tails.clear();
+    let value = crate::registry::records::encode(&back).unwrap();
+    kv.txn(vec![], vec![common::kv::KvOp::Put(key, value)]).await.unwrap();
+    // Its owner of then has nothing of what came later.
+    let again = worlds[0].start().await;
+    let refused = |info: &VdiskInfo| info.reason.as_ref().is_some_and(|why| why.contains("at risk"));
+    again.until("refused", refused).await;
+    assert!(again.open("p/d").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vpool_that_is_detached_elsewhere_is_closed_here() {
+    let (worlds, nodes) = three().await;
+    let client = nodes[0].open("p/d").await.unwrap();
+    // Only who has the vDisks may let go of them.
+    let refused = nodes[1].router.detach_vpool("p", true).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
+    // As an older release, or a hand, might have done it.
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let keys = ["vpool/p".to_string(), "vdisk/p/d".to_string(), format!("volume/{id}")];
+    let ops = keys.into_iter().map(common::kv::KvOp::Delete).collect();
+    worlds[0].kv.txn(vec![], ops).await.unwrap();
+    worlds[0].clock.sleep(Duration::from_secs(1)).await;
+    assert!(client.read(0, 1).await.is_err());
+    assert!(client.write(0, block(1), false).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_can_not_open_what_it_claimed_gives_it_back() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let (peer, _) = roles(&worlds, id).await;
+    nodes[0].open("p/d").await.unwrap().write(0, block(4), false).await.unwrap();
+    let [a, b, c] = nodes;
+    worlds[0].away("s1", true);
+    a.expire(&worlds[0]).await;
+    a.router.find_vdisk("p", "d").unwrap().volume().unwrap().close().await;
+    drop(a);
+    worlds[0].clock.sleep(Duration::from_secs(5)).await;
+    // Its owner is back, with the store: whoever tried meanwhile does not keep it from that.
+    let back = worlds[0].start().await;
+    worlds[0].away("s1", false);
+    let others = [&b, &c];
+    let mut served = None;
+    for _ in 0..600 {
+        served = std::iter::once(&back)
+            .chain(others)
+            .find(|n| n.router.vdisk("p", "d").is_ok_and(|info| info.state == VdiskState::Serving));
+        if served.is_some() {
+            break;
+        }
+        worlds[0].clock.sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(served.expect("nobody serves it").first().await, 4);
+    let _ = peer;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_belongs_to_one_data_directory() {
     let a = World::new();
     let _node = a.start().await;
