@@ -6,7 +6,7 @@ mod qos;
 mod snapshots;
 
 use super::*;
-use crate::registry::{VolumeRecord, WriteBuffer};
+use crate::registry::{Incarnation, VolumeRecord, WriteBuffer};
 use bytes::Bytes;
 use common::sim::{SimClock, SimDisk, SimKv, SimObjectStore, SimTable, StoreFaults};
 use common::{BlockDevice, Exports, Kv};
@@ -410,8 +410,9 @@ async fn what_a_crash_cut_short_is_completed_or_resumed() {
     let mut half = crate::registry::VdiskRecord::new(VolumeId(5), GIB, 8 << 20);
     half.state = crate::registry::VdiskLife::Creating;
     let name: Name = "half".parse().unwrap();
-    let owner = world.name.parse().unwrap();
-    let volume = VolumeRecord::new(pool.0.clone(), name.clone(), owner, dtl::Config::default());
+    let by = Incarnation { node: world.name.parse().unwrap(), lease: 0 };
+    let mut volume = VolumeRecord::created(pool.0.clone(), name.clone(), by, dtl::Config::default());
+    volume.holder = None;
     records.add_vdisk(&pool.0, pool.1.revision, &(name, half, volume), None).await.unwrap();
 
     let node = world.start().await;
