@@ -417,6 +417,11 @@ async fn nobody_claims_what_somebody_alive_holds() {
     let before = worlds[0].volume(id).await;
     let refused = nodes[1].router.force_vdisk("p", "d").await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
+    // Nor does the registry let anybody who asked it all the same.
+    let router = &nodes[1].router;
+    let (vdisk, seat) = (router.find_vdisk("p", "d").unwrap(), router.cluster.seat().unwrap());
+    let refused = router.claim_anyway(&vdisk, seat, true).await.err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
     let lease = nodes[0].router.cluster.incarnation().unwrap().lease;
     let holder = Some(Incarnation { node: "a".parse().unwrap(), lease });
     assert_eq!((worlds[0].volume(id).await, before.holder.clone()), (before, holder));
