@@ -58,6 +58,9 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use volumedriver::Driver;
 
+/// Between two tries to take a seat at the start: a registry that was restored gives none for a while.
+const SEAT_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// An object store, opened from the backend specification of a vPool.
 pub struct OpenedStore {
     /// The store.
@@ -119,7 +122,13 @@ impl Router {
         settings.check().map_err(Error::invalid)?;
         upgrade(&*kv, &membership).await?;
         let cluster = Arc::new(Cluster::new(kv, membership));
-        cluster.take_seat().await?;
+        while let Err(error) = cluster.take_seat().await {
+            if !error.kind.is_transient() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "can't take a seat in the registry yet; trying again");
+            clock.sleep(SEAT_PAUSE).await;
+        }
         // What is read below is newer: it is told again, and does not count twice.
         let revision = cluster.meet().await?;
         let contents = cluster.records().load().await?;

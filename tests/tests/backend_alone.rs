@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use tests::model::Promise;
 use tests::setup::{DISK, Kind, POOL, Setup};
-use tests::time::pause;
+use tests::time::{eventually, pause};
 use tests::workload::Plan;
 
 const BLOCKS: usize = 16384;
@@ -72,7 +72,7 @@ fn what_comes_back_undrained_from_s3_is_a_prefix_with_all_that_was_committed() -
 /// The old data directory turns up again after another router had the vPool: its journal holds
 /// writes that nobody saw, and none of them may come back.
 #[test]
-fn an_old_data_directory_that_comes_back_adds_nothing() -> Result<()> {
+fn an_old_data_directory_that_comes_back_adds_nothing_and_is_not_believed() -> Result<()> {
     let mut setup = Setup::small("zombie", Kind::Directory, "64MiB")?;
     let subject = setup.subject(BLOCKS)?;
     subject.run_for(&Plan::default(), 300)?;
@@ -91,7 +91,19 @@ fn an_old_data_directory_that_comes_back_adds_nothing() -> Result<()> {
     setup.router.kill9()?;
     std::fs::remove_dir_all(&data)?;
     std::fs::rename(&old, &data)?;
-    setup.router.start_again()?;
+    // What was acknowledged after the last upload is in a write buffer that it does not have: for all it knows.
+    setup.router.start_again_unready()?;
+    let orphaned = eventually("it is refused", 20, || {
+        let said = setup.router.show(DISK)?["reason"].as_str().unwrap_or_default().to_string();
+        ensure!(said.contains("orphaned"), "{said}");
+        Ok(said)
+    })?;
+    ensure!(orphaned.contains("force"), "it says what to do: {orphaned}");
+    setup.router.cli(&["vdisk", "force", DISK])?;
+    ensure!(
+        setup.router.show(DISK)?["dtl"]["losses"].as_array().is_some_and(|all| all.len() == 1),
+        "it is recorded"
+    );
     subject.settle(Promise::Everything).context("with the old data directory")
 }
 

@@ -552,6 +552,34 @@ impl Volume {
         frontiers.accepted == frontiers.committed
     }
 
+    /// Closes it when the backend has everything that was acknowledged: from this call on writes wait, until it is closed
+    /// or, where that takes longer than `deadline`, goes on.
+    ///
+    /// # Errors
+    /// `Unavailable`, and then it is open.
+    pub async fn close_drained(&self, deadline: Duration) -> Result<()> {
+        let frozen = self.shared.freeze();
+        let retired = self.shared.core.lock().wait_retired();
+        if let Some(retired) = retired {
+            tokio::select! {
+                // An error is a volume that has stopped, which the drain tells.
+                _ = retired => {}
+                () = self.shared.clock.sleep(deadline) => {
+                    return Err(Error::unavailable(format!("writes that are under way did not end in {deadline:?}")));
+                }
+            }
+        }
+        self.drain(deadline).await?;
+        let clean = self.close().await;
+        drop(frozen);
+        match clean {
+            true => Ok(()),
+            false => {
+                Err(Error::internal("a volume that was drained has something that is not on the backend"))
+            }
+        }
+    }
+
     /// The lease under which its clients are answered.
     pub fn lease(&self) -> Option<u64> {
         self.shared.authority.as_ref().map(|lease| lease.id())

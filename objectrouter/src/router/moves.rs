@@ -16,7 +16,7 @@ use futures::StreamExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use volumedriver::Volume;
+use volumedriver::{Volume, VolumeState};
 
 /// How long what is not at a peer may take to the backend, while the volume serves.
 const DRAIN: Duration = Duration::from_secs(600);
@@ -154,20 +154,22 @@ impl Router {
             let attached = vdisk.attached();
             let Some(volume) = vdisk.evict(why) else { return Err(vdisk.why_closed()) };
             let peer = has_tail(vdisk);
-            let done = if peer { volume.log_flush().await.map(drop) } else { volume.drain(LAST_DRAIN).await };
+            let done = match peer {
+                true => volume.log_flush().await.map(drop),
+                false => volume.close_drained(LAST_DRAIN).await,
+            };
             if let Err(error) = done {
-                vdisk.reopen(volume, attached);
-                self.expel_if_lost(vdisk);
+                if matches!(volume.status().state, VolumeState::Stopped(_)) {
+                    vdisk.forgive();
+                    vdisk.pool.kick.notify_one();
+                } else {
+                    vdisk.reopen(volume, attached);
+                    self.expel_if_lost(vdisk);
+                }
                 return Err(error);
             }
-            // Whoever had passed the door before it was shut may have been answered since.
-            if !volume.close().await && !peer {
-                vdisk.forgive();
-                vdisk.pool.kick.notify_one();
-                return Err(Error::unavailable(
-                    "a write came at the last moment; it serves here again: try again",
-                ));
-            }
+            // Whoever had passed the door before it was shut has their answer from the peer, or none.
+            volume.close().await;
             if let Err(error) = self.let_go(&[(vdisk.clone(), !peer)], Some(to)).await {
                 // Whether that was noted or not, the registry says whose it is.
                 self.relearn_volume(vdisk).await;

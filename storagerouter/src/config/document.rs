@@ -94,6 +94,14 @@ pub const KEYS: &[(&str, &str)] = &[
         "Seconds after which the last traces of a deleted vDisk are removed from the object store.",
     ),
     (
+        "objectrouter.dtl",
+        "How the unsent tail of a new vDisk is replicated to other routers: auto (sync when there are any, else none), none, async, sync.",
+    ),
+    (
+        "objectrouter.redirect",
+        "Whether an edge client is sent to the router that owns its vDisk; else this router passes its requests on.",
+    ),
+    (
         "volumedriver.journal_mib",
         "Size of the write buffer on disk, in MiB. Bounds what is acknowledged and not yet on the backend.",
     ),

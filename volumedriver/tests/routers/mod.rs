@@ -291,7 +291,8 @@ impl Routers {
         };
         let record = Record {
             owner: 0,
-            served: Registration::fresh(name(0), config),
+            // It was made in the first epoch.
+            served: Registration { claimed: Epoch(1), ..Registration::fresh(name(0), config) },
             journal: u64::MAX,
             boot: 0,
             lives: Vec::new(),
