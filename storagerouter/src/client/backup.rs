@@ -25,7 +25,10 @@ pub async fn export(api: &Api, args: &backup::Export) -> Result<()> {
         Some((vdisk, snapshot)) => (vdisk, Some(snapshot)),
         None => (args.vdisk.as_str(), None),
     };
-    let mut path = format!("{}/export", vdisk_path(api, vdisk).await?);
+    let of = vdisk_path(api, vdisk).await?;
+    let owner = api.of_owner(&of).await?;
+    let api = owner.as_ref().unwrap_or(api);
+    let mut path = format!("{of}/export");
     let query = [("snapshot", snapshot), ("since", args.since.as_deref())];
     for (key, value) in query.into_iter().filter_map(|(key, value)| Some((key, value?))) {
         let mark = if path.contains('?') { '&' } else { '?' };
@@ -82,6 +85,9 @@ async fn copy_out(api: &Api, path: &str, out: &mut dyn Write) -> Result<()> {
 /// `vdisk import`.
 pub async fn import(api: &Api, output: Output, args: &backup::Import) -> Result<()> {
     let path = target(api, &args.vdisk).await?;
+    // One that is not there is made where it is asked for; other errors are for the import to tell.
+    let owner = api.of_owner(&path).await.unwrap_or(None);
+    let api = owner.as_ref().unwrap_or(api);
     let mut source: Box<dyn Read + Send> = match args.from.as_str() {
         "-" => Box::new(std::io::stdin()),
         path => Box::new(File::open(path).map_err(|e| match e.kind() {

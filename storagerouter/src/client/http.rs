@@ -123,8 +123,16 @@ impl Api {
         }
     }
 
+    /// The API of the router that answers for `path`, which may be another one: for what is not sent twice.
+    pub async fn of_owner(&self, path: &str) -> Result<Option<Self>> {
+        match self.ask(Method::GET, path, None::<&()>).await? {
+            Answer::At(url) => self.elsewhere(&url).map(Some),
+            Answer::Is(_) => Ok(None),
+        }
+    }
+
     /// The API of the router that this one named, with the same credentials.
-    pub(super) fn elsewhere(&self, url: &str) -> Result<Self> {
+    fn elsewhere(&self, url: &str) -> Result<Self> {
         let wrong = || {
             Failure::error(
                 Exit::Failure,
