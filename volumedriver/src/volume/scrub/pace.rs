@@ -12,7 +12,7 @@ const SLACK: u64 = 2;
 
 /// Beside clients that wait for nothing, it works for one part in so many of the time: fewer of their requests
 /// meet it than a 99th percentile counts.
-const GENTLE: f64 = 128.0;
+const GENTLE: f64 = 320.0;
 
 /// The longest rest: a step that syncs may stop a disk for a tenth of a second.
 const REST: Duration = Duration::from_secs(10);
