@@ -44,12 +44,15 @@ pub struct ClientConfig {
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// A request that has no answer by then fails.
     pub deadline: Duration,
+    /// Where leases are kept alive, on connections of their own; without it, where they are held. What blocks the threads of
+    /// other work must not end a lease.
+    pub hearts: Option<tokio::runtime::Handle>,
 }
 
 impl ClientConfig {
     /// Asks members at `addresses`, for at most ten seconds each time.
     pub fn new(addresses: Vec<String>) -> Self {
-        Self { group: 0, addresses, local: None, tls: None, deadline: Duration::from_secs(10) }
+        Self { group: 0, addresses, local: None, tls: None, deadline: Duration::from_secs(10), hearts: None }
     }
 }
 

@@ -28,6 +28,7 @@ use objectrouter::{Router, RouterAttachments, RouterExports};
 use prometheus_client::registry::Registry;
 use sd_notify::NotifyState;
 use signals::Signals;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -35,12 +36,16 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use volumedriver::Driver;
 
 /// What a stop keeps back from its time for the end of the process itself.
 const LAST_STEPS: Duration = Duration::from_millis(500);
+
+/// Threads of the registry and of this router's signs of life: one may wait for a disk.
+const CONTROL_THREADS: usize = 2;
 
 /// How allocators are told to keep little of what is given back to them (ADR 7); they look when a process starts.
 ///
@@ -91,10 +96,17 @@ pub fn run(args: &cli::Serve) -> Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
+    // Volumes that wait for a disk must not keep the registry from the sign of life that it waits for.
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("registry")
+        .enable_all()
+        .build()
+        .context("starting the registry's runtime")?;
     let result = runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let mut running = tokio::select! {
-            running = Running::start(&settings, &data_dir, clock.clone(), &log) => match running? {
+            running = Running::start(&settings, &data_dir, clock.clone(), &log, control.handle()) => match running? {
                 Some(running) => running,
                 None => return Ok(()),
             },
@@ -116,6 +128,7 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     });
     // A call into a disk that hangs would hold the end for ever.
     runtime.shutdown_timeout(LAST_STEPS);
+    control.shutdown_timeout(LAST_STEPS);
     result
 }
 
@@ -150,6 +163,7 @@ impl Running {
         data_dir: &DataDir,
         clock: Arc<dyn Clock>,
         log: &LogControl,
+        control: &Handle,
     ) -> Result<Option<Running>> {
         let begin = clock.now();
         let took = |since: Duration| format!("{:.1?}", clock.now().saturating_sub(since));
@@ -167,7 +181,10 @@ impl Running {
             drop(address.map(|address| listen_on(key, address)).transpose()?);
         }
         let api = listen_on("api.listen", &settings.api.listen)?;
-        let members = listen_on("cluster.listen", &settings.cluster.listen)?;
+        let members = {
+            let _there = control.enter();
+            listen_on("cluster.listen", &settings.cluster.listen)?
+        };
         let guests = settings.dtl.tcp().map(|address| listen_on("dtl.listen", address)).transpose()?;
         let guard = keeper::tls(&settings.dtl, &settings.cluster)?;
 
@@ -176,7 +193,12 @@ impl Running {
         let mut registry = Registry::default();
         let opening =
             Opening { settings: &settings.cluster, data_dir, listener: members, clock: clock.clone() };
-        let Some(cluster) = opening.open(&mut registry).await? else { return Ok(None) };
+        let mut opening = std::pin::pin!(opening.open(&mut registry));
+        let opened = poll_fn(|context| {
+            let _there = control.enter();
+            opening.as_mut().poll(context)
+        });
+        let Some(cluster) = opened.await? else { return Ok(None) };
         let table = open_index(&data_dir.index(), settings)?;
         tracing::info!(took = took(since), "registry and index open");
         let dtl_port = guests.as_ref().and_then(|l| l.local_addr().ok()).map(|address| address.port());

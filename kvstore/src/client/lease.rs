@@ -133,7 +133,13 @@ impl Client {
         let id = self.grant(ttl).await?;
         let state = Arc::new(State::default());
         state.live_until.store(nanos(sent + believed(ttl)), Ordering::Release);
-        let heart = tokio::spawn(beat(self.clone(), id, ttl, state.clone()));
+        let heart = match self.route.hearts() {
+            Some((route, runtime)) => {
+                let own = Client { route: Arc::new(route), ..self.clone() };
+                runtime.spawn(beat(own, id, ttl, state.clone()))
+            }
+            None => tokio::spawn(beat(self.clone(), id, ttl, state.clone())),
+        };
         Ok(Lease { id, state, heart, client: self.clone() })
     }
 }

@@ -74,6 +74,17 @@ impl Route {
         Self { config, clock, state: Mutex::new(state), connecting: tokio::sync::Mutex::new(()) }
     }
 
+    /// The same way anew, and the runtime that is to go it, where heartbeats have one of their own.
+    pub fn hearts(&self) -> Option<(Route, tokio::runtime::Handle)> {
+        let runtime = self.config.hearts.clone()?;
+        let mut config = self.config.clone();
+        let state = self.state.lock();
+        config.group = state.group;
+        let learned = state.learned.iter().filter(|address| !self.config.addresses.contains(address));
+        config.addresses.extend(learned.cloned());
+        Some((Route::new(config, self.clock.clone()), runtime))
+    }
+
     /// Asks the leader until there is an answer that says something.
     pub async fn ask(&self, request: &Request, until: Duration) -> Result<Heard> {
         self.try_until(request, until, true).await

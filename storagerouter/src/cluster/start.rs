@@ -41,7 +41,8 @@ pub struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    /// Opens it and waits until it answers; nothing when this router has left its cluster by that.
+    /// Opens it and waits until it answers; nothing when this router has left its cluster by that. It lives on the runtime that this
+    /// is called on, and leases are kept alive there.
     pub async fn open(self, metrics: &mut Registry) -> Result<Option<Arc<Cluster>>> {
         let tls = self.settings.tls()?;
         let dir = self.data_dir.path();
@@ -82,6 +83,7 @@ impl Opening<'_> {
         config.group = instance.group();
         config.local = Some(instance.handle());
         config.tls = tls.as_ref().map(|tls| tls.client.clone());
+        config.hearts = Some(tokio::runtime::Handle::current());
         let cluster = Cluster {
             client: Client::new(config, self.clock.clone()),
             instance,
