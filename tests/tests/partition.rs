@@ -245,7 +245,7 @@ impl World {
     /// Who was deposed answers nobody, whoever asks: it can't reach who would know.
     fn silent(&self, round: &Round) -> Result<()> {
         let zombie = &self.cluster.routers[round.owner];
-        let request = if round.dwell % 2 == 0 { "read 0 4k" } else { "write -P 7 32M 4k" };
+        let request = if round.dwell.is_multiple_of(2) { "read 0 4k" } else { "write -P 7 32M 4k" };
         let mut asking = zombie.config.place.beside();
         asking.extend(["timeout", "3", "qemu-io", "-f", "raw", "-c", request].map(str::to_string));
         let mut asked = command(&asking[0]);
