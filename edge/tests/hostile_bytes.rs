@@ -50,6 +50,7 @@ fn sayings() -> Vec<(&'static str, ToServer)> {
             session: 2,
             since: Epoch(0),
             resumed: false,
+            pass_on: false,
             hops: 0,
             client: "host".into(),
         })

@@ -1,8 +1,9 @@
 //! The storage router as a process: started, asked, killed and started again.
 
 use crate::nbd::Endpoint;
+use crate::netns::Place;
 use crate::process::Process;
-use crate::tools::{Ran, command, free_port, http, own_program, run_within};
+use crate::tools::{Ran, Reply, command_under, free_port, http_over, own_program, run_within};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -28,6 +29,8 @@ pub struct Config {
     pub environment: Vec<(String, String)>,
     /// A program with arguments that starts it, such as `prlimit`; none usually.
     pub starter: Vec<String>,
+    /// In which network it lives.
+    pub place: Place,
 }
 
 impl Config {
@@ -43,6 +46,7 @@ impl Config {
             settings: vec![],
             environment: vec![],
             starter: vec![],
+            place: Place::default(),
         })
     }
 
@@ -64,6 +68,14 @@ impl Config {
         self
     }
 
+    /// Lets it live in a network of its own. Nobody gets at it by a socket file, which knows no networks.
+    pub fn at(mut self, place: Place) -> Self {
+        self.starter = place.inside();
+        let advertise = format!("cluster.advertise={}", place.host());
+        self.place = place;
+        self.set(&advertise).set("edge.unix=").set("nbd.unix=")
+    }
+
     /// The command line of `storagerouter serve`.
     pub fn command(&self) -> Result<Command> {
         self.command_of(&["serve"])
@@ -72,20 +84,21 @@ impl Config {
     /// The command line of a command that takes the router's configuration.
     pub fn command_of(&self, words: &[&str]) -> Result<Command> {
         let program = own_program("storagerouter")?;
-        let mut command = match self.starter.split_first() {
-            Some((starter, arguments)) => {
-                let mut command = command(starter);
-                command.args(arguments).arg(program);
-                command
-            }
-            None => command(program),
-        };
+        let mut command = command_under(&self.starter, program);
         command.args(words).arg("--data-dir").arg(&self.data_dir);
-        command.args(["--set", &format!("nbd.listen=127.0.0.1:{}", self.nbd_port)]);
-        command.args(["--set", &format!("edge.listen=127.0.0.1:{}", self.edge_port)]);
-        command.args(["--set", &format!("api.listen=127.0.0.1:{}", self.api_port)]);
-        command.args(["--set", &format!("cluster.listen=127.0.0.1:{}", self.registry_port)]);
-        command.args(["--set", "dtl.listen=127.0.0.1:0"]);
+        let host = self.place.host();
+        for (key, port) in [
+            ("nbd", self.nbd_port),
+            ("edge", self.edge_port),
+            ("api", self.api_port),
+            ("cluster", self.registry_port),
+            ("dtl", 0),
+        ] {
+            command.args(["--set", &format!("{key}.listen={host}:{port}")]);
+        }
+        if self.place.is_apart() {
+            command.arg("--insecure");
+        }
         for small in ["dtl.size_mib=64", "dtl.volume_mib=16", "dtl.segment_mib=4", "dtl.volumes=256"] {
             command.args(["--set", small]);
         }
@@ -139,10 +152,9 @@ impl Router {
     }
 
     fn wait_for(&mut self, path: &str, seconds: u64) -> Result<()> {
-        let port = self.config.api_port;
         crate::time::eventually(&format!("{path} of the router"), seconds, || {
             self.process.must_run()?;
-            match http("GET", port, path)? {
+            match self.get(path)? {
                 (200, _) => Ok(()),
                 (status, body) => bail!("status {status}: {body}"),
             }
@@ -219,7 +231,7 @@ impl Router {
 
     /// Runs the command line against its API.
     pub fn try_cli_within(&self, seconds: u64, arguments: &[&str]) -> Result<Ran> {
-        let mut command = command(own_program("storagerouter")?);
+        let mut command = command_under(&self.config.place.beside(), own_program("storagerouter")?);
         command.args(arguments).arg("--api").arg(self.api());
         // fsck and inspect read the object store themselves, with the same credentials.
         command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
@@ -256,12 +268,18 @@ impl Router {
 
     /// The API's address.
     pub fn api(&self) -> String {
-        format!("http://127.0.0.1:{}", self.config.api_port)
+        format!("http://{}:{}", self.config.place.host(), self.config.api_port)
     }
 
     /// GET on the API.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        http("GET", self.config.api_port, path)
+        let reply = self.reply(path)?;
+        Ok((reply.status, reply.body))
+    }
+
+    /// GET on the API, with all of the answer.
+    pub fn reply(&self, path: &str) -> Result<Reply> {
+        http_over(self.config.place.connect(self.config.api_port)?, "GET", path)
     }
 
     /// The NBD URI of an export over TCP.

@@ -57,6 +57,18 @@ pub fn path() -> String {
     format!("/usr/bin:/bin:/usr/sbin:/sbin:{rest}")
 }
 
+/// A command that other words begin: a program that starts it; none usually.
+pub fn command_under(starter: &[String], program: impl AsRef<OsStr>) -> Command {
+    match starter.split_first() {
+        Some((starter, arguments)) => {
+            let mut command = command(starter);
+            command.args(arguments).arg(program);
+            command
+        }
+        None => command(program),
+    }
+}
+
 /// A command with the tools' search path and English messages.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -179,19 +191,37 @@ pub fn scratch(name: &str) -> Result<tempfile::TempDir> {
 
 /// One HTTP request to 127.0.0.1; the status and the body.
 pub fn http(method: &str, port: u16, path: &str) -> Result<(u16, String)> {
+    let reply = http_over(std::net::TcpStream::connect(("127.0.0.1", port))?, method, path)?;
+    Ok((reply.status, reply.body))
+}
+
+/// An answer over HTTP.
+#[derive(Debug)]
+pub struct Reply {
+    /// Its status.
+    pub status: u16,
+    /// The status line and the header.
+    pub head: String,
+    /// What came behind it.
+    pub body: String,
+}
+
+/// One HTTP request on a connection.
+pub fn http_over(mut stream: std::net::TcpStream, method: &str, path: &str) -> Result<Reply> {
     use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    let host = stream.peer_addr()?;
     stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     )?;
     let mut reply = Vec::new();
     stream.read_to_end(&mut reply)?;
     let reply = String::from_utf8_lossy(&reply);
     let status = reply.split(' ').nth(1).and_then(|code| code.parse().ok());
-    let body = reply.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default();
-    Ok((status.with_context(|| format!("no HTTP reply: {reply}"))?, body))
+    let status = status.with_context(|| format!("no HTTP reply: {reply}"))?;
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
+    Ok(Reply { status, head: head.replace('\r', ""), body: body.into() })
 }
 
 /// User and system CPU seconds that a process has used.

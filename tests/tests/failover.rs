@@ -4,7 +4,9 @@
 use anyhow::{Result, ensure};
 use tests::cluster::{Cluster, DISK};
 use tests::model::Promise;
+use tests::pauses;
 use tests::time::{Stopwatch, eventually, pause};
+use tests::tools::need;
 use tests::workload::{Plan, Subject};
 
 /// Rounds of each test; more on demand.
@@ -117,5 +119,41 @@ fn a_disk_that_is_lost_with_its_router_is_lost_to_nobody() -> Result<()> {
     subject.gather(running)?;
     subject.settle(Promise::Everything)?;
     ensure!(cluster.owner()? == peer, "somebody else than the peer took over");
+    Ok(())
+}
+
+/// A pause that nobody calls latency any more: the ordinary test runs where others use the machine, too. What is wanted
+/// is measured by `cargo xtask bench -- --special failover`.
+const FAR_TOO_LONG: f64 = 60.0;
+
+#[test]
+fn what_fio_wrote_is_there_though_owners_are_killed_under_it() -> Result<()> {
+    need(&["fio"])?;
+    for (name, settings) in [("fio-default", &[][..]), ("fio-1s", &["cluster.lease_ms=1000"])] {
+        let mut cluster = Cluster::start(name, "64MiB", settings)?;
+        let serve = cluster.serve()?;
+        for round in 0..rounds(2) {
+            let pause = pauses::of_a_kill(&mut cluster, &serve)?;
+            println!("{name}, round {round}: a request took {pause:.2} s at most");
+            ensure!(pause < FAR_TOO_LONG, "a pause of {pause} s");
+        }
+        ensure!(!serve.log().contains("request failed"), "{}", serve.log());
+    }
+    Ok(())
+}
+
+#[test]
+fn what_fio_wrote_is_there_though_the_vdisk_moves_with_all_that_is_unsealed() -> Result<()> {
+    need(&["fio"])?;
+    let mut cluster = pauses::move_cluster("fio-move")?;
+    let serve = cluster.serve()?;
+    for round in 0..rounds(2) {
+        let (pause, took) = pauses::of_a_move(&cluster, &serve)?;
+        println!("round {round}: a request took {pause:.2} s at most, the move {took:.2} s");
+        ensure!(pause < FAR_TOO_LONG, "a pause of {pause} s");
+    }
+    let pause = pauses::of_a_rolling_restart(&mut cluster, &serve)?;
+    println!("while all routers restarted, a request took {pause:.2} s at most");
+    ensure!(!serve.log().contains("request failed"), "{}", serve.log());
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`demo`] (a storage router to play with), [`cluster`] (three of them), [`router`] (one as a process), [`check`] (all that must pass at a hand-over,
 //! and the soaks), [`sim`] (simulation, mutation table), [`fuzz`] (the decoders under libFuzzer),
-//! [`arch`] (crate arrows, file lengths, banned crates), [`packages`] (what apt and
+//! [`arch`] (crate arrows, file lengths, banned crates), [`install`] (the edge client for C), [`packages`] (what apt and
 //! pip bring), [`tester`] (the NBD reference tester, built from source), [`steps`] (running
 //! programs with their cost), [`place`] (where things are).
 
@@ -14,6 +14,7 @@ mod check;
 mod cluster;
 mod demo;
 mod fuzz;
+mod install;
 mod packages;
 mod place;
 mod router;
@@ -62,6 +63,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Install the edge client for C: header, libraries, pkg-config file
+    EdgeC(install::EdgeC),
     /// Check crate arrows, file lengths, banned crates
     Arch,
     /// Format all code
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Bench { arguments } => check::bench(&arguments)?,
         Command::Sim { arguments } => sim::sim(&arguments)?,
         Command::Mutants { arguments } => sim::mutants(&arguments)?,
+        Command::EdgeC(args) => install::edge_c(&args)?,
         Command::Arch => arch::check(true)?,
         Command::Fmt => {
             steps::Program::cargo(&["fmt", "--all"]).run()?;

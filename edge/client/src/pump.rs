@@ -33,6 +33,8 @@ struct Pump {
     named: VecDeque<String>,
     /// Of `addresses`, the next one to ask.
     next: usize,
+    /// Whoever was named as the owner did not answer: others are asked to pass on what is for it.
+    owner_is_out_of_reach: bool,
     session: u64,
     opened: Opened,
 }
@@ -47,7 +49,8 @@ enum Failure {
 }
 
 pub(crate) async fn run(core: Arc<Core>, dial: Arc<dyn Dial>, addresses: Vec<String>, opened: Opened) {
-    let mut pump = Pump { core, dial, addresses, named: VecDeque::new(), next: 0, session: 0, opened };
+    let (named, next, owner_is_out_of_reach) = (VecDeque::new(), 0, false);
+    let mut pump = Pump { core, dial, addresses, named, next, owner_is_out_of_reach, session: 0, opened };
     let core = pump.core.clone();
     let give_up = core.clock.now() + core.options.open;
     let (mut tried, mut hops, mut pause) = (0, 0, core.options.pause);
@@ -60,6 +63,8 @@ pub(crate) async fn run(core: Arc<Core>, dial: Arc<dyn Dial>, addresses: Vec<Str
                 let end = pump.serve(connection).await;
                 core.ledger.lock().away();
                 core.link.disconnect();
+                // The way to the owner may be free again.
+                pump.owner_is_out_of_reach = false;
                 hops = 0;
                 if core.clock.now().saturating_sub(since) >= SOUND {
                     (tried, pause) = (0, core.options.pause);
@@ -124,6 +129,7 @@ impl Pump {
         tracing::info!(export = self.core.export, owner = moved.owner, epoch = moved.epoch.0, "edge: moved");
         self.core.ledger.lock().moved();
         self.named = moved.addresses.into();
+        self.owner_is_out_of_reach = false;
     }
 
     /// Waits, and fails what can't wait as long.
@@ -142,15 +148,25 @@ impl Pump {
 
     /// One attempt at one router.
     async fn attach(&mut self) -> std::result::Result<Incoming, Failure> {
-        let address = self.named.pop_front().unwrap_or_else(|| {
+        let named = self.named.pop_front();
+        let is_named = named.is_some();
+        let address = named.unwrap_or_else(|| {
             let address = self.addresses[self.next % self.addresses.len()].clone();
             self.next += 1;
             address
         });
+        let attached = self.attempt_in_time(&address).await;
+        if is_named && matches!(attached, Err(Failure::Error(_))) {
+            self.owner_is_out_of_reach = true;
+        }
+        attached
+    }
+
+    async fn attempt_in_time(&mut self, address: &str) -> std::result::Result<Incoming, Failure> {
         let core = self.core.clone();
         // Whatever becomes of this attempt, its number is not used again.
         self.session += 1;
-        let attempt = self.attempt(&address);
+        let attempt = self.attempt(address);
         tokio::pin!(attempt);
         let end = core.clock.now() + core.options.timeout;
         let mut beat = core.clock.sleep(core.options.heartbeat.min(core.options.timeout));
@@ -191,6 +207,7 @@ impl Pump {
                 session: self.session,
                 since,
                 resumed: first && core.options.resume.is_some(),
+                pass_on: self.owner_is_out_of_reach,
                 hops: 0,
                 client: core.options.client.clone(),
             };

@@ -72,6 +72,8 @@ pub struct Attach {
     pub since: Epoch,
     /// The client is another process than the one that drew `attachment`: it has nothing to replay.
     pub resumed: bool,
+    /// The client was sent to the owner and can't reach it: it asks to be served through whoever can.
+    pub pass_on: bool,
     /// Routers that passed this on. An owner answers; nobody passes on what was passed on before.
     pub hops: u8,
     /// Who asks, as people call it: told to others that are refused.
@@ -433,7 +435,7 @@ impl ToServer {
                     Mode::ReadOnly => 1,
                     Mode::Shared => 2,
                 });
-                b.put_u8(u8::from(attach.resumed));
+                b.put_u8(u8::from(attach.resumed) | u8::from(attach.pass_on) << 1);
                 b.put_u8(attach.hops);
                 put_text(b, &attach.export);
                 put_text(b, &attach.client);

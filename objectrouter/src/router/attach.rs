@@ -29,7 +29,7 @@ enum Place {
 
 impl RouterAttachments {
     /// Keeps an attachment for `lease` when its client is gone. Who wants what is owned elsewhere is sent there if
-    /// `redirect`, else served through this router.
+    /// `redirect` and it did not come from there in vain, else served through this router.
     pub fn new(router: Arc<Router>, forwarder: Forwarder, lease: Duration, redirect: bool) -> Self {
         Self { router, forwarder, lease, redirect }
     }
@@ -112,7 +112,7 @@ impl Attachments for RouterAttachments {
                 None => self.attach_here(&vdisk, &attach).await,
                 Some(snapshot) => self.attach_snapshot(&vdisk, snapshot, &attach).await,
             },
-            Place::At(owner, node) if attach.hops > 0 || self.redirect => {
+            Place::At(owner, node) if attach.hops > 0 || self.redirect && !attach.pass_on => {
                 Err(Refusal::Moved(moved(&vdisk, &owner, node)))
             }
             Place::At(_, node) => self.forwarder.attach(&node.addresses.edge, attach).await,

@@ -224,17 +224,21 @@ impl Frame {
 }
 
 fn attach(r: &mut Reader) -> Parsed<Attach> {
+    let (attachment, session, since) = (r.u128()?, r.u64()?, Epoch(r.u64()?));
+    let mode = match r.u8()? {
+        0 => Mode::Exclusive,
+        1 => Mode::ReadOnly,
+        2 => Mode::Shared,
+        _ => return Err("a mode is not known"),
+    };
+    let flags = r.flags(2)?;
     Ok(Attach {
-        attachment: r.u128()?,
-        session: r.u64()?,
-        since: Epoch(r.u64()?),
-        mode: match r.u8()? {
-            0 => Mode::Exclusive,
-            1 => Mode::ReadOnly,
-            2 => Mode::Shared,
-            _ => return Err("a mode is not known"),
-        },
-        resumed: r.flags(1)? == 1,
+        attachment,
+        session,
+        since,
+        mode,
+        resumed: flags & 1 != 0,
+        pass_on: flags & 2 != 0,
         hops: r.u8()?,
         export: r.text()?,
         client: r.text()?,

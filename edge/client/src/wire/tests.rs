@@ -7,18 +7,18 @@ fn text() -> impl Strategy<Value = String> {
 
 fn attach() -> impl Strategy<Value = Attach> {
     let mode = prop_oneof![Just(Mode::Exclusive), Just(Mode::ReadOnly), Just(Mode::Shared)];
-    (text(), mode, any::<u128>(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u8>(), text()).prop_map(
-        |(export, mode, attachment, session, since, resumed, hops, client)| Attach {
+    (text(), mode, any::<u128>(), any::<u64>(), any::<u64>(), any::<[bool; 2]>(), any::<u8>(), text())
+        .prop_map(|(export, mode, attachment, session, since, [resumed, pass_on], hops, client)| Attach {
             export,
             mode,
             attachment,
             session,
             since: Epoch(since),
             resumed,
+            pass_on,
             hops,
             client,
-        },
-    )
+        })
 }
 
 fn payload() -> impl Strategy<Value = Bytes> {

@@ -20,6 +20,7 @@ fn ask(id: u128, session: u64, mode: Mode, since: u64) -> Attach {
         session,
         since: Epoch(since),
         resumed: false,
+        pass_on: false,
         hops: 0,
         client: format!("host {id}"),
     }

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod clones;
+mod failover;
 mod figures;
 mod reads;
 mod scrub;

@@ -2,7 +2,7 @@
 //! buffer, memory for the map.
 
 use super::figures::{metric, resident};
-use super::{Options, clones, reads, scrub, space, start, sustained, tib};
+use super::{Options, clones, failover, reads, scrub, space, start, sustained, tib};
 use anyhow::{Result, bail};
 use std::path::Path;
 use tests::router::Router;
@@ -10,8 +10,19 @@ use tests::time::Stopwatch;
 use tests::tools::{command, run_within};
 
 /// Their names.
-pub const NAMES: [&str; 10] =
-    ["restart", "journal", "map", "stream", "full", "space", "tib", "reads", "clones", "scrub-latency"];
+pub const NAMES: [&str; 11] = [
+    "restart",
+    "journal",
+    "map",
+    "stream",
+    "full",
+    "space",
+    "tib",
+    "reads",
+    "clones",
+    "scrub-latency",
+    "failover",
+];
 
 /// Runs the one with this name.
 pub fn run(name: &str, options: &Options, folder: &Path) -> Result<()> {
@@ -25,6 +36,7 @@ pub fn run(name: &str, options: &Options, folder: &Path) -> Result<()> {
         "tib" => tib::tib(options, folder),
         "reads" => reads::reads(options, folder),
         "clones" => clones::clones(options, folder),
+        "failover" => failover::failover(options),
         "scrub-latency" => scrub::latency(options, folder),
         _ => bail!("no special benchmark '{name}'"),
     }
