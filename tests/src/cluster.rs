@@ -33,10 +33,15 @@ fn config(folder: &Path, name: &str, settings: &[&str]) -> Result<Config> {
 impl Cluster {
     /// Starts them, and waits until the vDisk of `size` is in sync.
     pub fn start(name: &str, size: &str, settings: &[&str]) -> Result<Self> {
+        Self::start_each(name, size, |_| settings.to_vec())
+    }
+
+    /// The same, with settings for each router by its name.
+    pub fn start_each<'s>(name: &str, size: &str, settings: impl Fn(&str) -> Vec<&'s str>) -> Result<Self> {
         let folder = scratch(name)?;
         let mut routers: Vec<Router> = Vec::new();
         for name in NAMES {
-            let config = config(folder.path(), name, settings)?;
+            let config = config(folder.path(), name, &settings(name))?;
             if let Some(first) = routers.first() {
                 let peer = format!("127.0.0.1:{}", first.config.registry_port);
                 run_within(30, config.command_of(&["cluster", "join", "--peer", &peer])?)?.ok()?;

@@ -2,7 +2,7 @@
 //! buffer, memory for the map.
 
 use super::figures::{metric, resident};
-use super::{Options, clones, reads, scrub, space, start, sustained, tib};
+use super::{Options, clones, cost, etcd, many, reads, scrub, space, start, sustained, tib};
 use anyhow::{Result, bail};
 use std::path::Path;
 use tests::router::Router;
@@ -10,8 +10,21 @@ use tests::time::Stopwatch;
 use tests::tools::{command, run_within};
 
 /// Their names.
-pub const NAMES: [&str; 10] =
-    ["restart", "journal", "map", "stream", "full", "space", "tib", "reads", "clones", "scrub-latency"];
+pub const NAMES: [&str; 13] = [
+    "restart",
+    "journal",
+    "map",
+    "stream",
+    "full",
+    "space",
+    "tib",
+    "reads",
+    "clones",
+    "scrub-latency",
+    "cost",
+    "etcd",
+    "many",
+];
 
 /// Runs the one with this name.
 pub fn run(name: &str, options: &Options, folder: &Path) -> Result<()> {
@@ -26,6 +39,9 @@ pub fn run(name: &str, options: &Options, folder: &Path) -> Result<()> {
         "reads" => reads::reads(options, folder),
         "clones" => clones::clones(options, folder),
         "scrub-latency" => scrub::latency(options, folder),
+        "cost" => cost::cost(options),
+        "etcd" => etcd::etcd(options, folder),
+        "many" => many::many(options),
         _ => bail!("no special benchmark '{name}'"),
     }
 }
