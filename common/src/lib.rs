@@ -11,13 +11,16 @@
 //! | [`disk`] | [`Disk`]: named local files, preallocated; [`disk::local`] is the real one |
 //! | [`table`] | [`Table`]: the ordered local table |
 //! | [`clock`] | [`Clock`]: time and chance |
-//! | [`blocking`] | where a thread may wait for a disk |
+//! | [`blocking`] | where a thread may wait for a disk, and look for an answer itself |
+//! | [`alone`], [`loan`] | connections on a thread of their own, and answers that threads look for themselves |
+//! | [`socket`] | the halves of a stream, watched by the runtime or used by a thread |
 //! | [`crc`] | CRC32C, the only checksum of our formats |
 //! | [`mutant`] | seeded bugs for the mutation table; in no release |
 //! | [`sim`] | the simulated twins: they can lose, tear, fail and crash |
 //!
 //! Does not own: any protocol, any format, any policy. Nothing here knows a volume's log.
 
+pub mod alone;
 pub mod block;
 pub mod blocking;
 pub mod clock;
@@ -26,9 +29,11 @@ pub mod disk;
 pub mod error;
 pub mod ids;
 pub mod kv;
+pub mod loan;
 pub mod mutant;
 pub mod object;
 pub mod sim;
+pub mod socket;
 pub mod table;
 
 pub use block::{Baseline, BlockDevice, Difference, ExportInfo, Exports, Extent, Geometry};

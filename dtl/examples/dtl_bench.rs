@@ -254,7 +254,8 @@ fn main() {
             let path = dir.path().join(format!("{kind}.sock"));
             let unix = UnixListener::bind(&path).expect("the socket is ours");
             let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            addresses.push(Address::Unix(path));
+            let far = Address::Tcp("127.0.0.1:1".into(), None);
+            addresses.push(Address::Near(path, Box::new(far)));
             addresses.push(Address::Tcp(tcp.local_addr().expect("bound").to_string(), None));
             let (s, stop) = (service.clone(), stopped.clone());
             tokio::spawn(async move { s.listen(dtl::service::Door::Unix(unix), stop).await });

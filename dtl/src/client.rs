@@ -5,7 +5,8 @@
 //! | `link` | what waits to be sent, and sending it from wherever something was queued |
 //! | `track` | what a log was sent and has confirmed; sans-I/O |
 //! | `replica` | the handle of one log |
-//! | `pump` | the task: connects, receives, resends |
+//! | `inbox` | what comes, and who receives it |
+//! | `pump` | the task: connects, resends, notices death |
 //! | `calls` | requests with an answer: seal, status, read, forget |
 //!
 //! A write costs its encoding and, when nobody is sending, one system call: no task is woken, nothing allocated as a
@@ -15,6 +16,7 @@
 //! Does not own: what may be acknowledged ([`crate::owner`]), the journal.
 
 mod calls;
+mod inbox;
 mod link;
 mod pump;
 mod replica;
@@ -29,7 +31,9 @@ use crate::registration::Incarnation;
 use crate::transport::Dial;
 use async_trait::async_trait;
 use calls::Calls;
+use common::blocking::{self, Lookout};
 use common::{Clock, Epoch, Lsn, Result, VolumeId};
+use inbox::Inbox;
 use link::Link;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -37,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use track::Track;
 
 /// How patient a client is, and how much it has under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +141,34 @@ pub struct Start {
     pub accepted: Lsn,
 }
 
+impl Shared {
+    /// The caller waits for what the service will say.
+    fn awaited(self: &Arc<Self>) {
+        if blocking::is_allowed() {
+            self.inbox.loan.expected();
+            blocking::expect(self.clone());
+        } else {
+            self.leave();
+        }
+    }
+}
+
+impl Lookout for Shared {
+    fn look(&self) {
+        if self.inbox.look(self) {
+            self.link.wake();
+        }
+        // What was said may have to be answered.
+        self.link.drive_waiting();
+    }
+
+    fn leave(&self) {
+        if self.inbox.loan.recall() {
+            self.link.wake();
+        }
+    }
+}
+
 /// A connection to one service, made and kept by a task of its own.
 pub struct Client {
     shared: Arc<Shared>,
@@ -146,6 +179,7 @@ struct Shared {
     settings: Settings,
     clock: Arc<dyn Clock>,
     link: Link,
+    inbox: Inbox,
     calls: Calls,
     /// Replicas that the task has not taken over yet.
     new: Mutex<Vec<Arc<replica::Inner>>>,
@@ -160,6 +194,7 @@ impl Client {
             settings,
             clock,
             link: Link::new(settings.queue),
+            inbox: Inbox::default(),
             calls: Calls::default(),
             new: Mutex::default(),
             closed: AtomicBool::new(false),

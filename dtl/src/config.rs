@@ -28,6 +28,9 @@ pub enum StorageKind {
 pub struct Settings {
     /// TCP address to listen on, `HOST:PORT`; empty: none, and this router keeps nothing for others.
     pub listen: String,
+    /// Path of the unix socket to listen on as well (mode 0600), for routers on the same machine; empty: none. No other
+    /// router on any machine may have one of the same path.
+    pub unix: Option<PathBuf>,
     /// PEM file with the service's certificate chain, its own certificate first. With it go the two below: whoever
     /// connects then shows a certificate, too.
     pub tls_cert: Option<PathBuf>,
@@ -53,6 +56,9 @@ pub struct Settings {
     pub idle_seconds: u64,
     /// Seconds that a connection has to say who it is, TLS and all.
     pub handshake_seconds: u64,
+    /// Threads for connections on which one entry comes at a time: each may keep a processor busy while its volume is.
+    /// Never more than there are processors; 0 for none.
+    pub alone_threads: usize,
     /// How this router writes to others.
     pub client: ClientSettings,
 }
@@ -86,6 +92,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:10820".to_owned(),
+            unix: None,
             tls_cert: None,
             tls_key: None,
             tls_client_ca: None,
@@ -98,6 +105,7 @@ impl Default for Settings {
             window_kib: 4096,
             idle_seconds: 30,
             handshake_seconds: 5,
+            alone_threads: 4,
             client: ClientSettings::default(),
         }
     }
@@ -123,6 +131,11 @@ impl Settings {
     /// The TCP address, if there is one.
     pub fn tcp(&self) -> Option<&str> {
         (!self.listen.is_empty()).then_some(self.listen.as_str())
+    }
+
+    /// The unix socket's path, if there is one.
+    pub fn unix_path(&self) -> Option<&PathBuf> {
+        self.unix.as_ref().filter(|path| self.tcp().is_some() && !path.as_os_str().is_empty())
     }
 
     /// Whether connections are mutual TLS.
@@ -161,6 +174,12 @@ impl Settings {
             if !(least..=most).contains(&value) {
                 return Err(Error::invalid(format!("{key} is {value}: choose {least} to {most}")));
             }
+        }
+        if let Some(path) = self.unix_path().filter(|path| path.is_relative()) {
+            let path = path.display();
+            return Err(Error::invalid(format!(
+                "dtl.unix is {path}, which other routers would look for in their own folders: write it from / on"
+            )));
         }
         self.disk().check()?;
         let files = [&self.tls_cert, &self.tls_key, &self.tls_client_ca];
@@ -209,6 +228,7 @@ impl Settings {
             window: self.window_kib.saturating_mul(1 << 10),
             idle: Duration::from_secs(self.idle_seconds),
             handshake: Duration::from_secs(self.handshake_seconds),
+            alone_threads: self.alone_threads,
         }
     }
 }
@@ -301,5 +321,6 @@ mod tests {
         assert!(refused(|s| s.volumes = 1 << 18).contains("a segment is too small"));
         assert!(refused(|s| s.client.timeout_ms = 600).contains("dtl.client.timeout_ms"));
         assert!(refused(|s| s.client.replace_after_ms = 1000).contains("dtl.client.replace_after_ms"));
+        assert!(refused(|s| s.unix = Some("dtl.sock".into())).contains("dtl.unix"));
     }
 }

@@ -12,6 +12,7 @@ use crate::metrics::ServiceMetrics;
 use crate::storage::Store;
 use crate::transport::Stream;
 use common::Clock;
+use common::alone::Threads;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub idle: Duration,
     /// The same before it has said who it is: it takes one of few places.
     pub handshake: Duration,
+    /// Threads for connections on which one entry comes at a time.
+    pub alone_threads: usize,
 }
 
 impl Default for Settings {
@@ -45,6 +48,7 @@ impl Default for Settings {
             window: 4 << 20,
             idle: Duration::from_secs(30),
             handshake: Duration::from_secs(5),
+            alone_threads: 4,
         }
     }
 }
@@ -57,6 +61,7 @@ pub struct Service {
     clock: Arc<dyn Clock>,
     metrics: ServiceMetrics,
     connections: Arc<Semaphore>,
+    threads: Threads,
 }
 
 impl Service {
@@ -69,7 +74,8 @@ impl Service {
     ) -> Self {
         let connections = Arc::new(Semaphore::new(settings.max_connections));
         metrics.watch(&store);
-        Service { store, settings, clock, metrics, connections }
+        let threads = Threads::new(settings.alone_threads);
+        Service { store, settings, clock, metrics, connections, threads }
     }
 
     /// The logs.
@@ -170,7 +176,7 @@ impl Guest {
                 stream.set_nodelay(true)?;
                 Ok(Stream::any(tls.accept(stream).await?))
             }
-            Guest::Unix(stream) => Ok(Stream::unix(stream)),
+            Guest::Unix(stream) => Stream::unix(stream),
         }
     }
 }

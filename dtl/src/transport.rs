@@ -1,16 +1,14 @@
 //! Streams: where a client connects, and what a service accepts.
 
 use async_trait::async_trait;
+use common::socket;
 use rustls_pki_types::ServerName;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-/// One direction of a stream.
-pub type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
-/// The other one.
-pub type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
+pub use common::socket::{Reader as ReadHalf, Writer as WriteHalf};
 
 /// A connection, its two directions apart: one thread may write while another one reads.
 pub struct Stream {
@@ -26,21 +24,23 @@ impl Stream {
     /// # Errors
     /// Of the socket.
     pub fn tcp(stream: TcpStream) -> std::io::Result<Stream> {
-        stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
-        Ok(Stream { read: Box::new(read), write: Box::new(write) })
+        let (read, write) = socket::tcp(stream)?;
+        Ok(Stream { read, write })
     }
 
     /// A unix socket.
-    pub fn unix(stream: UnixStream) -> Stream {
-        let (read, write) = stream.into_split();
-        Stream { read: Box::new(read), write: Box::new(write) }
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn unix(stream: UnixStream) -> std::io::Result<Stream> {
+        let (read, write) = socket::unix(stream)?;
+        Ok(Stream { read, write })
     }
 
     /// Anything else that reads and writes: TLS, pipes of a test.
     pub fn any(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Stream {
-        let (read, write) = tokio::io::split(stream);
-        Stream { read: Box::new(read), write: Box::new(write) }
+        let (read, write) = socket::any(stream);
+        Stream { read, write }
     }
 }
 
@@ -56,8 +56,9 @@ pub trait Dial: Send + Sync {
 pub enum Address {
     /// Host and port; with TLS, the name that the certificate must have.
     Tcp(String, Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>),
-    /// A socket file.
-    Unix(PathBuf),
+    /// A socket file where this machine has it and somebody listens there; anything else otherwise. The file's name must
+    /// be nobody else's on any machine.
+    Near(PathBuf, Box<Address>),
 }
 
 #[async_trait]
@@ -75,7 +76,11 @@ impl Dial for Address {
                     }
                 }
             }
-            Address::Unix(path) => Ok(Stream::unix(UnixStream::connect(path).await?)),
+            Address::Near(path, far) => match UnixStream::connect(path).await {
+                Ok(stream) => Stream::unix(stream),
+                // Most routers are on other machines, and some under other users.
+                Err(_) => far.dial().await,
+            },
         }
     }
 }

@@ -333,8 +333,14 @@ async fn it_runs_over_unix_sockets_tcp_and_tls() {
     let plain = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let secure = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let name = rustls_pki_types::ServerName::try_from("dtl.test").unwrap();
+    let nowhere = Address::Tcp("127.0.0.1:1".into(), None);
     let addresses = [
-        Address::Unix(path),
+        // Where there is no socket file, the other way is taken.
+        Address::Near(path, Box::new(Address::Near(dir.path().join("none"), Box::new(nowhere.clone())))),
+        Address::Near(
+            dir.path().join("none"),
+            Box::new(Address::Tcp(plain.local_addr().unwrap().to_string(), None)),
+        ),
         Address::Tcp(plain.local_addr().unwrap().to_string(), None),
         Address::Tcp(secure.local_addr().unwrap().to_string(), Some((with, name))),
     ];

@@ -87,7 +87,8 @@ async fn what_a_killed_service_had_confirmed_is_there_when_it_is_back() {
     let folder = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let mut random = fastrand::Rng::with_seed(7);
-    let address = Address::Unix(folder.path().join("dtl.sock"));
+    let address =
+        Address::Near(folder.path().join("dtl.sock"), Box::new(Address::Tcp("127.0.0.1:1".into(), None)));
     let mut running = Running::start(folder.path());
     let client = Client::new(Arc::new(address.clone()), Default::default(), clock.clone());
     let mut v = Volume::new(&client, V, 5);

@@ -14,7 +14,7 @@
 //! owner, no store. The client of the edge protocol is a crate of its own, `edge-client`, and its C library another.
 
 pub mod config;
-mod listen;
+pub mod listen;
 mod memory;
 pub mod metrics;
 pub mod nbd;

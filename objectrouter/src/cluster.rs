@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Makes a client of the DTL service at an address.
-pub type DialDtl = Arc<dyn Fn(&str) -> Result<Client> + Send + Sync>;
+pub type DialDtl = Arc<dyn Fn(&Addresses) -> Result<Client> + Send + Sync>;
 
 /// How a new vDisk's tail is replicated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,7 +77,7 @@ pub(crate) struct Cluster {
     addresses: RwLock<Addresses>,
     nodes: RwLock<BTreeMap<Name, NodeRecord>>,
     /// By address.
-    clients: Mutex<HashMap<String, Arc<Client>>>,
+    clients: Mutex<HashMap<(String, Option<String>), Arc<Client>>>,
 }
 
 impl Cluster {
@@ -249,19 +249,21 @@ impl Cluster {
 
     /// A client of a router's DTL; `None` when it is not known where that is.
     fn dtl(&self, name: &Name) -> Option<Arc<Client>> {
-        let address = self.nodes.read().get(name)?.addresses.dtl.clone()?;
+        let addresses = self.nodes.read().get(name)?.addresses.clone();
+        let tcp = addresses.dtl.clone()?;
+        let address = (tcp.clone(), addresses.dtl_unix.clone());
         let mut clients = self.clients.lock();
         if let Some(client) = clients.get(&address) {
             return Some(client.clone());
         }
-        match (self.me.dial)(&address) {
+        match (self.me.dial)(&addresses) {
             Ok(client) => {
                 let client = Arc::new(client);
                 clients.insert(address, client.clone());
                 Some(client)
             }
             Err(error) => {
-                tracing::warn!(node = %name, address, %error, "can't reach the DTL of a storage router");
+                tracing::warn!(node = %name, address = tcp, %error, "can't reach the DTL of a storage router");
                 None
             }
         }

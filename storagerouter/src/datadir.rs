@@ -150,6 +150,12 @@ pub fn edge_socket(data_dir: &Path) -> PathBuf {
     data_dir.join("edge.sock")
 }
 
+/// The DTL service's socket of a data directory. Other routers look for it on their own machine: its name is nobody else's.
+pub fn dtl_socket(data_dir: &Path, id: &str) -> std::io::Result<PathBuf> {
+    let short = id.get(..8).unwrap_or(id);
+    std::path::absolute(data_dir.join(format!("dtl-{short}.sock")))
+}
+
 /// The data directory when none is named: root's, or the user's own.
 pub fn default_path() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {

@@ -18,6 +18,7 @@ use common::clock::SystemClock;
 use common::disk::local::LocalDisk;
 use common::{Clock, Disk, Error, ErrorKind, Table};
 use dtl::service::Door;
+use edge::listen::bind_unix;
 use edge::nbd::{Server, TlsMode};
 use edge::protocol::{self, Attachments, Forwarder};
 use edge_client::trunk::Patience;
@@ -87,6 +88,11 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     let data_dir = DataDir::open(&path, &*clock)?;
     settings.nbd.unix.get_or_insert_with(|| datadir::nbd_socket(data_dir.path()));
     settings.edge.unix.get_or_insert_with(|| datadir::edge_socket(data_dir.path()));
+    if settings.dtl.unix.is_none() {
+        let path =
+            datadir::dtl_socket(data_dir.path(), data_dir.id()).context("the path of the DTL's socket")?;
+        settings.dtl.unix = Some(path);
+    }
     let log = logging::start(&settings.log)?;
     logging::abort_on_panic();
 
@@ -202,10 +208,17 @@ impl Running {
         let table = open_index(&data_dir.index(), settings)?;
         tracing::info!(took = took(since), "registry and index open");
         let dtl_port = guests.as_ref().and_then(|l| l.local_addr().ok()).map(|address| address.port());
-        let keeper = guests.map(|listener| {
-            let door = Door::Tcp(listener, guard);
-            Keeper::start(&settings.dtl, data_dir.dtl(), door, clock.clone(), &mut registry)
-        });
+        let keeper = match guests {
+            Some(listener) => {
+                let near = match settings.dtl.unix_path() {
+                    Some(path) => Some(bind_unix("dtl", path).await?),
+                    None => None,
+                };
+                let doors = (Door::Tcp(listener, guard), near);
+                Some(Keeper::start(&settings.dtl, data_dir.dtl(), doors, clock.clone(), &mut registry))
+            }
+            None => None,
+        };
 
         system::notify(&[NotifyState::Status("scanning the journal")]);
         let since = clock.now();

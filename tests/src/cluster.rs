@@ -45,19 +45,29 @@ fn join(config: &Config, member: &Router) -> Result<()> {
 impl Cluster {
     /// Starts them, and waits until the vDisk of `size` is in sync.
     pub fn start(name: &str, size: &str, settings: &[&str]) -> Result<Self> {
+        Self::start_in(None, name, size, |_| settings.to_vec())
+    }
+
+    /// The same, with settings for each router by its name.
+    pub fn start_each<'s>(name: &str, size: &str, settings: impl Fn(&str) -> Vec<&'s str>) -> Result<Self> {
         Self::start_in(None, name, size, settings)
     }
 
     /// The same, each router and the client in a network of its own.
     pub fn start_apart(name: &str, size: &str, settings: &[&str]) -> Result<Self> {
-        Self::start_in(Some(Net::new(CLIENT + 1)?), name, size, settings)
+        Self::start_in(Some(Net::new(CLIENT + 1)?), name, size, |_| settings.to_vec())
     }
 
-    fn start_in(net: Option<Net>, name: &str, size: &str, settings: &[&str]) -> Result<Self> {
+    fn start_in<'s>(
+        net: Option<Net>,
+        name: &str,
+        size: &str,
+        settings: impl Fn(&str) -> Vec<&'s str>,
+    ) -> Result<Self> {
         let folder = scratch(name)?;
         let mut routers: Vec<Router> = Vec::new();
         for (node, name) in NAMES.into_iter().enumerate() {
-            let config = config(folder.path(), name, settings)?;
+            let config = config(folder.path(), name, &settings(name))?;
             let config = match &net {
                 Some(net) => config.at(net.place(node)),
                 None => config,

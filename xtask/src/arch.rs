@@ -34,8 +34,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("edge-client", &["common"]),
     ("dtl", &["common"]),
     ("common", &[]),
-    // The harness drives processes, and the volume driver alone in the simulation.
-    ("tests", &["volumedriver", "common"]),
+    // The harness drives processes, the volume driver alone in the simulation, and the registry beside etcd.
+    ("tests", &["volumedriver", "kvstore", "common"]),
     ("xtask", &[]),
 ];
 

@@ -5,6 +5,7 @@ use crate::entry::{Entry, Packed};
 use crate::registration::LogInfo;
 use crate::storage::Key;
 use crate::wire::{HEAD, Reply, Request};
+use common::blocking::Lookout;
 use common::{Epoch, Error, Lsn, Result, VolumeId};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -117,6 +118,7 @@ impl Client {
             return Err(gone());
         }
         shared.link.drive();
+        shared.leave();
         tokio::select! {
             biased;
             answer = answer => answer.unwrap_or_else(|_| Err(gone())),
@@ -187,6 +189,7 @@ impl Client {
             return Err(gone());
         }
         shared.link.drive();
+        shared.leave();
         Ok(Reading { shared, stream, id, key, next: from, taken: 0 })
     }
 }

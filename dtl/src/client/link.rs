@@ -160,6 +160,13 @@ impl Link {
         }
     }
 
+    /// The same, where something waits at all.
+    pub fn drive_waiting(&self) {
+        if self.queue.lock().bytes > 0 {
+            self.drive();
+        }
+    }
+
     /// The same, from the task: also when the socket took nothing last time, if it may take something now.
     pub fn drive_again(&self) {
         if self.is_writable() || !self.blocked.load(Ordering::Acquire) {

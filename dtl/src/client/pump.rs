@@ -4,20 +4,18 @@ use super::replica::Inner;
 use super::track::Phase;
 use super::{Chunk, Shared};
 use crate::transport::{Dial, ReadHalf};
-use crate::wire::{self, Decoder, Frame, PROLOGUE, Reply, Request};
+use crate::wire::{self, PROLOGUE, Request};
 use bytes::BytesMut;
-use common::{ErrorKind, Lsn, Result};
+use common::{Lsn, Result};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Bytes that are received at a time, as a rule.
-const RECEIVE: usize = 64 << 10;
 /// Chunks that are read from sources at a time.
 const MAX_CHUNKS: usize = 8;
 
@@ -26,29 +24,17 @@ type Reads = FuturesUnordered<BoxFuture<'static, (Arc<Inner>, u32, Result<Chunk>
 struct Pump {
     shared: Arc<Shared>,
     replicas: Vec<Arc<Inner>>,
-    /// By channel, on the present connection.
-    channels: HashMap<u32, Arc<Inner>>,
-    /// Logs that the service does not make now; asked again after a pause.
-    refused: Vec<Arc<Inner>>,
     reads: Reads,
-    /// Something may have to be opened or read again.
-    look: bool,
 }
 
 pub(super) async fn run(shared: Arc<Shared>, dial: Arc<dyn Dial>) {
-    let mut pump = Pump {
-        shared,
-        replicas: Vec::new(),
-        channels: HashMap::new(),
-        refused: Vec::new(),
-        reads: FuturesUnordered::new(),
-        look: true,
-    };
+    let mut pump = Pump { shared, replicas: Vec::new(), reads: FuturesUnordered::new() };
     while !pump.shared.closed.load(Ordering::Acquire) {
         match pump.connect(&*dial).await {
-            Ok((read, decoder)) => {
+            Ok(read) => {
+                pump.shared.inbox.connect(read, pump.shared.clock.now());
                 pump.shared.connected.send_replace(true);
-                let why = pump.serve(read, decoder).await;
+                let why = pump.serve().await;
                 tracing::info!("DTL: the connection ended: {why}");
             }
             Err(why) => tracing::debug!("DTL: no connection: {why}"),
@@ -65,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>, dial: Arc<dyn Dial>) {
 }
 
 impl Pump {
-    async fn connect(&mut self, dial: &dyn Dial) -> std::result::Result<(ReadHalf, Decoder), String> {
+    async fn connect(&mut self, dial: &dyn Dial) -> std::result::Result<ReadHalf, String> {
         let shared = &self.shared;
         let attempt = async {
             let mut stream = dial.dial().await.map_err(|e| e.to_string())?;
@@ -86,16 +72,15 @@ impl Pump {
             () = shared.clock.sleep(shared.settings.timeout) => return Err("no answer".into()),
         };
         shared.link.connect(stream.write);
-        Ok((stream.read, Decoder::default()))
+        Ok(stream.read)
     }
 
     fn disconnected(&mut self) {
         self.shared.connected.send_replace(false);
         self.shared.link.disconnect();
+        self.shared.inbox.disconnect();
         self.shared.calls.fail_all();
         self.reads = FuturesUnordered::new();
-        self.channels.clear();
-        self.refused.clear();
         for inner in &self.replicas {
             inner.update(&self.shared, |track| track.closed());
         }
@@ -106,12 +91,11 @@ impl Pump {
         let new = std::mem::take(&mut *self.shared.new.lock());
         self.replicas.extend(new);
         let shared = &self.shared;
-        let channels = &mut self.channels;
         self.replicas.retain(|inner| {
             let dropped = inner.dropped.load(Ordering::Acquire);
             if dropped {
                 let channel = inner.track.lock().channel;
-                if channels.remove(&channel).is_some() {
+                if shared.inbox.close(channel) {
                     shared.link.request(&Request::Close, channel);
                 }
             }
@@ -127,7 +111,7 @@ impl Pump {
         let hello = Request::Hello { volume: start.volume, epoch: start.epoch, open };
         self.shared.link.request(&hello, channel);
         drop(track);
-        self.channels.insert(channel, inner.clone());
+        self.shared.inbox.open(channel, inner.clone());
     }
 
     /// Opens what has no channel, reads for what lags.
@@ -139,7 +123,7 @@ impl Pump {
                 let track = inner.track.lock();
                 (track.phase, track.wants_chunk(self.shared.settings.chunk / 4))
             };
-            if phase == Phase::Closed && !self.refused.iter().any(|r| Arc::ptr_eq(r, &inner)) {
+            if phase == Phase::Closed && !self.shared.inbox.is_refused(&inner) {
                 self.open(&inner);
             }
             if let Some(from) = wants
@@ -204,48 +188,16 @@ impl Pump {
         failed
     }
 
-    fn frame(&mut self, frame: &Frame) -> std::result::Result<(), String> {
-        let reply = frame.reply()?;
-        let shared = self.shared.clone();
-        let Some(inner) = self.channels.get(&frame.id) else {
-            shared.calls.answer(frame.id, reply);
-            return Ok(());
-        };
-        let inner = inner.clone();
-        let closes = matches!(reply, Reply::Failed(..));
-        match reply {
-            Reply::Confirmed(lsn) => inner.update(&shared, |t| t.confirmed(lsn)),
-            Reply::Flushed(lsn) => inner.update(&shared, |t| t.flushed(lsn)),
-            Reply::Opened(info, window) => inner.update(&shared, |t| t.opened(&info, window)),
-            Reply::Vouched => inner.update(&shared, |t| t.vouched()),
-            Reply::Stall(_) => inner.update(&shared, |t| t.stalled()),
-            Reply::Resume(last) => inner.update(&shared, |t| t.resumed(last)),
-            Reply::Failed(kind, message) => {
-                self.channels.remove(&frame.id);
-                tracing::info!(volume = %inner.start.volume, "DTL: a log was refused: {message}");
-                let again = matches!(kind, ErrorKind::NoSpace | ErrorKind::Unavailable | ErrorKind::Internal);
-                inner.update(&shared, |t| if again { t.closed() } else { t.lost(kind) });
-                if again {
-                    self.refused.push(inner.clone());
-                }
-            }
-            _ => return Err("a reply that no channel expects".into()),
-        }
-        // This one alone is looked at: with a thousand quiet ones beside it, a confirmation costs the same.
-        self.look |= closes || inner.track.lock().wants_chunk(self.shared.settings.chunk / 4).is_some();
-        Ok(())
-    }
-
-    async fn serve(&mut self, mut read: ReadHalf, mut decoder: Decoder) -> String {
+    async fn serve(&mut self) -> String {
         let shared = self.shared.clone();
         let (clock, settings) = (&shared.clock, shared.settings);
-        let mut heard = clock.now();
         let mut beat = clock.sleep(settings.heartbeat);
         // Retrying what failed waits for a beat, so that it does not spin.
         let mut paused = false;
-        self.look = true;
+        let mut look = true;
         loop {
-            if std::mem::take(&mut self.look) && !paused {
+            look |= shared.inbox.take_look();
+            if !paused && std::mem::take(&mut look) {
                 self.work();
             }
             shared.link.drive_again();
@@ -255,37 +207,25 @@ impl Pump {
             if shared.closed.load(Ordering::Acquire) {
                 return "closed".into();
             }
-            let want = decoder.missing().max(RECEIVE);
-            decoder.buffer().reserve(want);
             tokio::select! {
                 biased;
-                n = read.read_buf(decoder.buffer()) => {
-                    match n {
-                        Ok(0) => return "the service closed it".into(),
-                        Ok(_) => {}
-                        Err(error) => return error.to_string(),
-                    }
-                    heard = clock.now();
-                    loop {
-                        match decoder.frame() {
-                            Ok(None) => break,
-                            Ok(Some(frame)) => if let Err(why) = self.frame(&frame) { return why },
-                            Err(why) => return why.into(),
-                        }
+                received = poll_fn(|cx| shared.inbox.poll(&shared, cx)) => {
+                    if let Err(why) = received {
+                        return why;
                     }
                     // However much comes in, chunks get sent.
                     while let Some(Some((inner, channel, chunk))) = self.reads.next().now_or_never() {
                         paused |= self.resend(inner, channel, chunk);
-                        self.look = true;
+                        look = true;
                     }
                 }
                 Some((inner, channel, chunk)) = self.reads.next(), if !self.reads.is_empty() => {
                     paused |= self.resend(inner, channel, chunk);
-                    self.look = true;
+                    look = true;
                 }
-                () = shared.link.woken() => self.look = true,
+                () = shared.link.woken() => look = true,
                 () = &mut beat => {
-                    let silence = clock.now().saturating_sub(heard);
+                    let silence = shared.inbox.silence(clock.now());
                     if silence >= settings.timeout {
                         return format!("no sign of life for {silence:?}");
                     }
@@ -293,8 +233,8 @@ impl Pump {
                         shared.link.request(&Request::Ping, shared.calls.id());
                     }
                     beat = clock.sleep(settings.heartbeat);
-                    self.refused.clear();
-                    (paused, self.look) = (false, true);
+                    shared.inbox.beat();
+                    (paused, look) = (false, true);
                 }
             }
         }

@@ -115,11 +115,13 @@ impl Replica {
     /// Sends what is queued, unless somebody is doing so.
     pub fn drive(&self) {
         self.shared.link.drive();
+        self.shared.awaited();
     }
 
     /// Asks for everything up to `lsn` to survive a loss of power there; [`Progress::flushed`] tells when.
     pub fn flush(&self, lsn: Lsn) {
         self.update(|track| track.want_flush(lsn));
+        self.shared.awaited();
     }
 
     /// The backend has everything up to `lsn`.

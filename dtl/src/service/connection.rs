@@ -8,6 +8,7 @@ use crate::storage::{Incoming, Key};
 use crate::transport::{Stream, WriteHalf};
 use crate::wire::{self, Decoder, Frame, HEAD, Open, PROLOGUE, Reply, Request};
 use bytes::{Buf, BytesMut};
+use common::alone::Solo;
 use common::{Epoch, Error, Lsn, Result, VolumeId};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -59,7 +60,15 @@ struct Connection<'s> {
 }
 
 /// Serves `stream` to its end; an error says what was wrong with it.
-pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Result<(), String> {
+pub(super) async fn serve(service: &Service, mut stream: Stream) -> std::result::Result<(), String> {
+    let solo = Solo::new(service.threads.clone(), false);
+    match stream.read.attend(&solo) {
+        true => solo.run(transmit(service, stream, &solo)).await,
+        false => transmit(service, stream, &solo).await,
+    }
+}
+
+async fn transmit(service: &Service, stream: Stream, solo: &Solo) -> std::result::Result<(), String> {
     let Stream { mut read, mut write } = stream;
     let say = |e: std::io::Error| e.to_string();
     let mut first = [0u8; PROLOGUE];
@@ -94,8 +103,10 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
     let mut quiet = service.clock.sleep(idle);
     let mut heard = false;
     loop {
+        let mut requests = 0;
         while let Some(frame) = decoder.frame()? {
             heard = true;
+            requests += 1;
             connection.frame(frame).await?;
         }
         connection.commit().await;
@@ -124,10 +135,10 @@ pub(super) async fn serve(service: &Service, stream: Stream) -> std::result::Res
                 connection.out = BytesMut::new();
             }
         }
-        let want = decoder.missing().max(RECEIVE);
-        decoder.buffer().reserve(want);
+        decoder.make_room(RECEIVE);
         // What could be fetched goes on when nothing came in, not when something does.
         let more = connection.may_fetch();
+        solo.turn(requests, connection.slow.is_empty() && connection.stalled.is_empty() && !more);
         tokio::select! {
             biased;
             n = read.read_buf(decoder.buffer()) => {

@@ -30,6 +30,9 @@ pub struct Frame {
     body: Bytes,
 }
 
+/// With less room than this, more is made.
+const LITTLE: usize = 32 << 10;
+
 impl Decoder {
     /// Where to put what is received. Its memory is bounded by one frame, and what is read in one go.
     pub fn buffer(&mut self) -> &mut BytesMut {
@@ -40,6 +43,14 @@ impl Decoder {
     pub fn missing(&self) -> usize {
         let whole = self.head.map_or(HEAD, |(_, _, len, _)| len);
         whole.saturating_sub(self.buffer.len())
+    }
+
+    /// Makes room for the next frame, and for `more` bytes where there is little left.
+    pub fn make_room(&mut self, more: usize) {
+        let missing = self.missing();
+        if self.buffer.capacity() - self.buffer.len() < missing.max(LITTLE) {
+            self.buffer.reserve(missing.max(more));
+        }
     }
 
     /// The next frame, if it is all there.

@@ -1,5 +1,6 @@
 //! The handle of an attached disk.
 
+use crate::inbox::Inbox;
 pub use crate::ledger::Counters;
 use crate::ledger::Ledger;
 use crate::link::Link;
@@ -8,6 +9,7 @@ use crate::transport::Dial;
 use crate::wire::{Granted, Mode, Op, Outcome, ToServer};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use common::blocking::{self, Lookout};
 use common::{BlockDevice, Clock, Epoch, Error, Extent, Geometry, Result};
 use parking_lot::Mutex;
 use std::future::Future;
@@ -77,12 +79,37 @@ pub(crate) struct Core {
     pub attachment: u128,
     pub clock: Arc<dyn Clock>,
     pub link: Link,
+    pub inbox: Inbox,
     pub ledger: Mutex<Ledger>,
     pub home: Mutex<Option<Home>>,
     pub closing: AtomicBool,
 }
 
+impl Lookout for Core {
+    fn look(&self) {
+        if self.inbox.look(self) {
+            self.link.wake();
+        }
+    }
+
+    fn leave(&self) {
+        if self.inbox.loan.recall() {
+            self.link.wake();
+        }
+    }
+}
+
 impl Core {
+    /// The caller waits for what the router will say.
+    fn awaited(self: &Arc<Self>) {
+        if blocking::is_allowed() {
+            self.inbox.loan.expected();
+            blocking::expect(self.clone());
+        } else {
+            self.leave();
+        }
+    }
+
     /// Sends all that may be sent now.
     pub fn dispatch(&self, ledger: &mut Ledger) {
         ledger.dispatch(|request| self.link.frame(|buffer| request.put(buffer, pump::CHANNEL)));
@@ -150,6 +177,7 @@ impl Device {
             export: export.to_owned(),
             clock,
             link: Link::new(),
+            inbox: Inbox::default(),
             ledger: Mutex::new(ledger),
             home: Mutex::default(),
             closing: AtomicBool::new(false),
@@ -181,12 +209,14 @@ impl Device {
             sequence
         };
         core.link.drive();
+        core.awaited();
         Pending { core: core.clone(), sequence, done: false }
     }
 
     /// Gives up the attachment, after what was asked for before. A flush is the caller's business.
     pub async fn close(&self) {
         self.core.closing.store(true, Ordering::Release);
+        self.core.inbox.loan.recall();
         self.core.link.wake();
         let task = self.task.lock().take();
         if let Some(task) = task {

@@ -41,6 +41,16 @@ impl Incoming {
         self.read.read_buf(self.decoder.buffer()).await
     }
 
+    /// Receives what is there, without waiting; `None`: nothing, or it can't be known.
+    pub fn look(&mut self) -> std::io::Result<Option<usize>> {
+        self.read.look(self.decoder.buffer())
+    }
+
+    /// The runtime hears no more of it, until it is filled again. Whether that can be.
+    pub fn unwatch(&mut self) -> bool {
+        self.read.unwatch()
+    }
+
     /// The next thing that the router says, and of which channel.
     pub async fn next(&mut self) -> Result<(u32, ToClient), String> {
         loop {

@@ -6,6 +6,7 @@
 //! | [`transport`] | streams: TCP, unix sockets, TLS |
 //! | [`outgoing`] | frames that wait to be sent, payload uncopied |
 //! | `incoming` | the greeting, and what is received |
+//! | `inbox` | who receives: the task, or a thread that waits |
 //! | `link` | sending from wherever something was asked |
 //! | [`ledger`] | what is under way, what is kept for a replay, credit; sans-I/O |
 //! | [`device`] | the handle: [`Device`], [`Options`] |
@@ -18,6 +19,7 @@
 
 pub mod device;
 pub mod fuzz;
+mod inbox;
 mod incoming;
 pub mod ledger;
 mod link;

@@ -4,10 +4,11 @@ use crate::device::{Core, Home, goodbye};
 use crate::incoming::{Incoming, greet};
 use crate::ledger::Broken;
 use crate::transport::{Dial, WriteHalf};
-use crate::wire::{self, Attach, Decoder, Granted, Moved, Refusal, ToClient, ToServer};
+use crate::wire::{self, Attach, Granted, Moved, Refusal, ToClient, ToServer};
 use bytes::{Bytes, BytesMut};
 use common::{Error, ErrorKind, Result};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -60,7 +61,9 @@ pub(crate) async fn run(core: Arc<Core>, dial: Arc<dyn Dial>, addresses: Vec<Str
             Ok(connection) => {
                 let since = core.clock.now();
                 pump.opened.send_replace(Some(Ok(())));
-                let end = pump.serve(connection).await;
+                core.inbox.connect(connection, core.clock.now());
+                let end = pump.serve().await;
+                core.inbox.disconnect();
                 core.ledger.lock().away();
                 core.link.disconnect();
                 // The way to the owner may be free again.
@@ -252,12 +255,11 @@ impl Pump {
     }
 
     /// Receives until the connection ends; `None`: the device was closed.
-    async fn serve(&mut self, mut connection: Incoming) -> Option<Broken> {
-        let core = self.core.clone();
+    async fn serve(&mut self) -> Option<Broken> {
+        let core = &self.core.clone();
         let (clock, options) = (&core.clock, &core.options);
         let why = |why: String| Some(Broken::Why(why));
-        let mut heard = clock.now();
-        let mut asked = false;
+        let mut asked_at = None;
         let mut closing = None;
         let mut beat = clock.sleep(options.heartbeat);
         loop {
@@ -270,73 +272,36 @@ impl Pump {
                 let since = *closing.get_or_insert(clock.now());
                 let late = clock.now().saturating_sub(since) >= GOODBYE;
                 if late || core.ledger.lock().is_idle() {
-                    self.leave(connection).await;
+                    if let Some(connection) = core.inbox.disconnect() {
+                        self.leave(connection).await;
+                    }
                     return None;
                 }
             }
             tokio::select! {
                 biased;
-                n = connection.fill() => {
-                    match n {
-                        Ok(0) => return why("it closed the connection".into()),
-                        Ok(_) => {}
-                        Err(error) => return why(error.to_string()),
-                    }
-                    heard = clock.now();
-                    asked = false;
-                    if let Err(broken) = self.receive(&mut connection.decoder, heard) {
+                received = poll_fn(|cx| core.inbox.poll(core, cx)) => {
+                    if let Err(broken) = received {
                         return Some(broken);
                     }
                 }
                 () = core.link.woken() => {}
                 () = &mut beat => {
                     let now = clock.now();
+                    let heard = core.inbox.beat();
                     let silence = now.saturating_sub(heard);
-                    if asked && silence >= options.timeout {
+                    if asked_at.is_some_and(|at| at >= heard) && silence >= options.timeout {
                         return why(format!("no sign of life for {silence:?}"));
                     }
                     // Asked of a busy one as well: it is how a router knows that its client is there.
                     core.link.frame(|buffer| ToServer::Ping.put(buffer, 0));
-                    asked = true;
+                    asked_at = Some(now);
                     self.tick();
                     let left = options.timeout.saturating_sub(silence).max(Duration::from_millis(1));
                     beat = clock.sleep(options.heartbeat.min(left));
                 }
             }
         }
-    }
-
-    /// All frames that are there, under one lock.
-    fn receive(&self, decoder: &mut Decoder, now: Duration) -> std::result::Result<(), Broken> {
-        let core = &self.core;
-        let mut ledger = core.ledger.lock();
-        let mut replies = false;
-        loop {
-            let frame = decoder.frame().map_err(|e| Broken::Why(e.into()))?;
-            let Some(frame) = frame else { break };
-            if frame.channel != CHANNEL && frame.channel != 0 {
-                continue;
-            }
-            match frame.to_client().map_err(|e| Broken::Why(e.into()))? {
-                ToClient::Reply(reply) => {
-                    ledger.reply(reply, now)?;
-                    replies = true;
-                }
-                ToClient::Resized(size) => ledger.resized(size),
-                ToClient::Closed(error) if error.kind == ErrorKind::Fenced => {
-                    ledger.die(error);
-                    return Err(Broken::Why("the attachment was revoked".into()));
-                }
-                ToClient::Closed(error) => return Err(Broken::Why(error.to_string())),
-                _ => {}
-            }
-        }
-        if replies {
-            core.dispatch(&mut ledger);
-        }
-        drop(ledger);
-        core.link.drive();
-        Ok(())
     }
 
     /// Says goodbye, and waits for the answer, so that somebody else may attach at once.

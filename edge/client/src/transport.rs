@@ -1,6 +1,7 @@
 //! Streams: where a client connects, and what a server accepts.
 
 use async_trait::async_trait;
+use common::socket;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use std::io;
@@ -10,10 +11,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-/// One direction of a stream.
-pub type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
-/// The other one.
-pub type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
+pub use common::socket::{Reader as ReadHalf, Writer as WriteHalf};
 
 /// A connection, its two directions apart: one thread may write while another one reads.
 pub struct Stream {
@@ -29,21 +27,23 @@ impl Stream {
     /// # Errors
     /// Of the socket.
     pub fn tcp(stream: TcpStream) -> io::Result<Stream> {
-        stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
-        Ok(Stream { read: Box::new(read), write: Box::new(write) })
+        let (read, write) = socket::tcp(stream)?;
+        Ok(Stream { read, write })
     }
 
     /// A unix socket.
-    pub fn unix(stream: UnixStream) -> Stream {
-        let (read, write) = stream.into_split();
-        Stream { read: Box::new(read), write: Box::new(write) }
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn unix(stream: UnixStream) -> std::io::Result<Stream> {
+        let (read, write) = socket::unix(stream)?;
+        Ok(Stream { read, write })
     }
 
     /// Anything else that reads and writes: TLS, pipes of a test.
     pub fn any(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Stream {
-        let (read, write) = tokio::io::split(stream);
-        Stream { read: Box::new(read), write: Box::new(write) }
+        let (read, write) = socket::any(stream);
+        Stream { read, write }
     }
 }
 
@@ -98,7 +98,7 @@ impl Dial for Dialer {
     async fn dial(&self, address: &str) -> io::Result<Stream> {
         let invalid = |e: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, e.to_string());
         match address.parse::<Address>().map_err(|e| invalid(&e))? {
-            Address::Unix(path) => Ok(Stream::unix(UnixStream::connect(path).await?)),
+            Address::Unix(path) => Stream::unix(UnixStream::connect(path).await?),
             Address::Tcp { host, port } => {
                 let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let stream = TcpStream::connect((bare.as_str(), port)).await?;

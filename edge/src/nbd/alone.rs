@@ -6,35 +6,12 @@
 //! runs, and may wait for the disk where it is. As soon as there is more to do than one thing after
 //! the other, or nothing at all, the connection goes back to the runtime.
 
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use common::alone::SINGLES;
+pub use common::alone::{PATIENCE, Threads};
+use tokio::sync::OwnedSemaphorePermit;
 
-/// Requests in a row, each sent after the reply to the one before, that show such a client.
-const SINGLES: u32 = 64;
-/// Time without a request after which the thread is given back.
-pub const PATIENCE: Duration = Duration::from_millis(20);
 /// Requests between two looks at whether the server stops.
 pub const LOOK: u32 = 64;
-
-/// The threads that connections may have to themselves.
-#[derive(Clone)]
-pub struct Threads(Arc<Semaphore>);
-
-impl Threads {
-    /// At most `limit`, and one for each processor.
-    pub fn new(limit: usize) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self(Arc::new(Semaphore::new(cpus.min(limit))))
-    }
-
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        // In a runtime of one thread there is no other to do the rest.
-        let several = Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread);
-        several.then(|| self.0.clone().try_acquire_owned().ok()).flatten()
-    }
-}
 
 /// How a client has been sending lately.
 #[derive(Default)]

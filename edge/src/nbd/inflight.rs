@@ -178,6 +178,11 @@ impl<'d> Inflight<'d> {
         }
     }
 
+    /// Whether something wants to be polled.
+    pub fn is_ready(&self) -> bool {
+        self.ready.words.iter().any(|w| w.load(Ordering::SeqCst) != 0)
+    }
+
     /// Asks for a wake-up of this task when something wants to be polled. Returns false when
     /// something already does.
     pub fn arm(&self, cx: &Context<'_>) -> bool {

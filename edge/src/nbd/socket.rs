@@ -1,9 +1,7 @@
 //! The stream of a connection, which the runtime watches, or which one thread has for itself.
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
-use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use common::socket::Poller;
+use std::io::Write;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -42,43 +40,6 @@ macro_rules! runtime_only {
 
 runtime_only!(Line for tokio::io::DuplexStream);
 runtime_only!(<S: AsyncRead + AsyncWrite + Unpin + Send> Line for tokio_rustls::server::TlsStream<S>);
-
-/// Looks at a socket many times before it sleeps for it: to be woken costs more than a client that
-/// answers at once needs (on a virtual machine some 20 us, a sleeping CPU wakes through the host). It
-/// stops where that does not pay.
-#[derive(Default)]
-pub struct Poller {
-    /// Times in a row that nothing came.
-    missed: u32,
-}
-
-/// Looks before sleeping: about 40 us.
-const LOOKS: u32 = 100;
-/// So many times in vain, and it sleeps at once.
-const MISSES: u32 = 8;
-/// So many times later it tries again.
-const REST: u32 = 256;
-
-impl Poller {
-    fn read(&mut self, stream: &mut (impl Read + AsFd), bytes: &mut [u8]) -> std::io::Result<usize> {
-        self.missed += 1;
-        if self.missed <= MISSES {
-            for _ in 0..LOOKS {
-                match recv(stream.as_fd(), &mut *bytes, RecvFlags::DONTWAIT) {
-                    Ok((n, _)) => {
-                        self.missed = 0;
-                        return Ok(n);
-                    }
-                    Err(Errno::AGAIN) => std::hint::spin_loop(),
-                    Err(e) => return Err(e.into()),
-                }
-            }
-        } else if self.missed > REST {
-            self.missed = 0;
-        }
-        stream.read(bytes)
-    }
-}
 
 /// A client's socket.
 pub enum Socket {
@@ -157,8 +118,12 @@ impl AsyncRead for Socket {
         let n = match self.get_mut() {
             Socket::Tcp(stream) => return Pin::new(stream).poll_read(cx, buffer),
             Socket::Unix(stream) => return Pin::new(stream).poll_read(cx, buffer),
-            Socket::OwnTcp(own, poller) => ready!(in_time(poller.read(own, buffer.initialize_unfilled())))?,
-            Socket::OwnUnix(own, poller) => ready!(in_time(poller.read(own, buffer.initialize_unfilled())))?,
+            Socket::OwnTcp(own, poller) => {
+                ready!(in_time(poller.receive(&*own, buffer.initialize_unfilled())))?
+            }
+            Socket::OwnUnix(own, poller) => {
+                ready!(in_time(poller.receive(&*own, buffer.initialize_unfilled())))?
+            }
             Socket::Lost => return Poll::Ready(Err(lost())),
         };
         buffer.advance(n);

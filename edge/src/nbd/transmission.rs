@@ -223,7 +223,12 @@ impl<'d> Connection<'d> {
         let mut requests = 0;
         let served = common::blocking::allow(|| {
             while self.alone {
-                let goes_on = self.turn(stream, cx)? && self.habit.is_single();
+                let mut moved = self.turn(stream, cx)?;
+                if !moved && self.inflight.len() > 0 {
+                    // What it waits for may come from another router.
+                    moved = common::blocking::look(|| self.inflight.is_ready());
+                }
+                let goes_on = moved && self.habit.is_single();
                 requests += 1;
                 if requests % alone::LOOK == 0 {
                     self.notice_stop(cx);

@@ -11,6 +11,7 @@ use super::check::check;
 use super::door::Attached;
 use super::server::Server;
 use crate::memory::{Account, Held, Way};
+use common::alone::Solo;
 use common::{Error, Geometry, Lsn};
 use edge_client::outgoing::Outgoing;
 use edge_client::transport::Stream;
@@ -109,7 +110,11 @@ pub async fn serve(
         reserved: None,
         unsent: VecDeque::new(),
     };
-    let end = connection.run(stream, idle, &mut shutdown).await;
+    let solo = Solo::new(server.threads.clone(), true);
+    let end = match stream.read.attend(&solo) {
+        true => solo.run(connection.run(stream, idle, &mut shutdown, &solo)).await,
+        false => connection.run(stream, idle, &mut shutdown, &solo).await,
+    };
     // The clients are gone for their volumes, but what they asked for is not: a session drains.
     connection.close_all();
     connection.attaching.clear();
@@ -150,6 +155,7 @@ impl<'s> Connection<'s> {
         stream: Stream,
         idle: Duration,
         shutdown: &mut watch::Receiver<bool>,
+        solo: &Solo,
     ) -> Result<(), End> {
         let Stream { mut read, mut write } = stream;
         let clock = &self.server.clock;
@@ -161,6 +167,7 @@ impl<'s> Connection<'s> {
         };
         tokio::pin!(stop);
         loop {
+            let mut requests = 0;
             // A client that asks and does not read the answers is asked to wait, not served.
             while self.out.len() < REPLIES && self.waiting.is_none() {
                 let frame = self.decoder.frame().map_err(|e| End::Protocol(e.into()))?;
@@ -169,6 +176,7 @@ impl<'s> Connection<'s> {
                     break;
                 };
                 heard = true;
+                requests += 1;
                 self.frame(frame).await?;
             }
             // However much comes in, what is slow gets on.
@@ -194,6 +202,7 @@ impl<'s> Connection<'s> {
             }
             let sending = !self.out.is_empty();
             let deaf = full || self.waiting.is_some();
+            solo.turn(requests, !sending && !deaf && self.slow.is_empty() && self.attaching.is_empty());
             let Connection { out, slow, attaching, decoder, waiting, .. } = self;
             tokio::select! {
                 biased;

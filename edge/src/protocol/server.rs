@@ -7,6 +7,7 @@ use crate::config::TlsMode;
 use crate::listen::{ACCEPT_PAUSE, Accepted, SocketFile, accept_tcp, accept_unix, bind_tcp, bind_unix};
 use crate::memory::Memory;
 use crate::tls;
+use common::alone::Threads;
 use common::{Clock, Result};
 use edge_client::transport::Stream;
 use prometheus_client::metrics::counter::Counter;
@@ -78,6 +79,7 @@ pub struct Server {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: Metrics,
     pub(super) memory: Memory,
+    pub(super) threads: Threads,
     connections: Arc<Semaphore>,
 }
 
@@ -99,7 +101,8 @@ impl Server {
     ) -> Arc<Server> {
         let connections = Arc::new(Semaphore::new(settings.max_connections));
         let memory = Memory::new(settings.memory_mib << 20);
-        Arc::new(Server { name, settings, attachments, clock, metrics, memory, connections })
+        let threads = Threads::new(settings.alone_threads);
+        Arc::new(Server { name, settings, attachments, clock, metrics, memory, threads, connections })
     }
 
     /// Binds the listeners of the settings and reads the certificates; serves nobody yet.
@@ -181,7 +184,7 @@ impl Server {
 
     async fn stream(&self, accepted: Accepted, acceptor: Option<TlsAcceptor>) -> std::io::Result<Stream> {
         match (accepted, acceptor) {
-            (Accepted::Unix(stream), _) => Ok(Stream::unix(stream)),
+            (Accepted::Unix(stream), _) => Stream::unix(stream),
             (Accepted::Tcp(stream, _), None) => Stream::tcp(stream),
             (Accepted::Tcp(stream, _), Some(acceptor)) => {
                 stream.set_nodelay(true)?;

@@ -40,6 +40,9 @@ pub struct Settings {
     pub lease_seconds: u64,
     /// Seconds after which a connection that says nothing is closed.
     pub idle_seconds: u64,
+    /// Threads for clients that send one request at a time: each may keep a processor busy while its client is. Never
+    /// more than there are processors; 0 for none.
+    pub alone_threads: usize,
 }
 
 impl Default for Settings {
@@ -58,6 +61,7 @@ impl Default for Settings {
             memory_mib: 256,
             lease_seconds: 10,
             idle_seconds: 10,
+            alone_threads: 4,
         }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Vitals {
     pub waiting: u64,
     /// Commands since its start.
     pub proposed: u64,
+    /// Requests of clients that came here.
+    pub served: u64,
     pub watches: u64,
     pub leases: u64,
     pub sessions: u64,
@@ -73,6 +75,7 @@ pub(crate) struct Member {
     pub(super) leads: bool,
     pub(super) proposals: BTreeMap<u64, Proposal>,
     pub(super) proposed: u64,
+    pub(super) served: u64,
     /// Who waits for the end of a change of the membership.
     pub(super) changing: Option<Token>,
     /// The entry of the last change of the membership.
@@ -128,6 +131,7 @@ impl Member {
             leads: false,
             proposals: BTreeMap::new(),
             proposed: 0,
+            served: 0,
             changing: None,
             last_change: 0,
             reads: Reads::default(),
@@ -190,6 +194,7 @@ impl Member {
             log_bytes: self.raft.store().bytes() as u64,
             waiting: self.proposals.len() as u64,
             proposed: self.proposed,
+            served: self.served,
             watches: self.watches.len() as u64,
             leases: self.machine.leases().count() as u64,
             sessions: self.machine.sessions() as u64,

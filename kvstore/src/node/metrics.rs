@@ -29,6 +29,7 @@ pub struct Metrics {
     leases: Gauge,
     sessions: Gauge,
     proposals: Counter,
+    served: Counter,
     /// Messages that were refused.
     pub(super) refused: Counter,
     lag: Family<MemberLabel, Gauge>,
@@ -51,6 +52,7 @@ impl Default for Metrics {
             leases: Gauge::default(),
             sessions: Gauge::default(),
             proposals: Counter::default(),
+            served: Counter::default(),
             refused: Counter::default(),
             lag: Family::default(),
             writes: Counter::default(),
@@ -87,6 +89,11 @@ impl Metrics {
             "storagerouter_kvstore_proposals",
             "Commands that this member put into the log",
             m.proposals.clone(),
+        );
+        registry.register(
+            "storagerouter_kvstore_requests",
+            "Requests of clients that came to this member, also those that it sent on to another one",
+            m.served.clone(),
         );
         registry.register(
             "storagerouter_kvstore_refused_messages",
@@ -132,6 +139,7 @@ impl Metrics {
         set(&self.leases, vitals.leases);
         set(&self.sessions, vitals.sessions);
         self.proposals.inc_by(vitals.proposed.saturating_sub(self.proposals.get()));
+        self.served.inc_by(vitals.served.saturating_sub(self.served.get()));
         // Who is no member any more, or is told of by another leader.
         self.lag.clear();
         for (member, lag) in &vitals.lags {

@@ -60,6 +60,7 @@ fn check_address(member: u64, address: &str) -> Result<()> {
 
 impl Member {
     pub(super) fn serve(&mut self, token: Token, request: Request) -> Result<()> {
+        self.served += 1;
         if let Request::Status = request {
             let status = self.status();
             self.reply(token, Response::Status(status));

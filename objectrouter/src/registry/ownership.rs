@@ -133,6 +133,9 @@ pub struct Addresses {
     pub edge: Vec<String>,
     /// The DTL service, `HOST:PORT`; none where it keeps nothing for others.
     pub dtl: Option<String>,
+    /// The path of its unix socket, for routers on the same machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtl_unix: Option<String>,
     /// The API's URL.
     pub api: Option<String>,
 }

@@ -98,7 +98,8 @@ impl World {
             recovery_domains: Vec::new(),
             lease: Duration::from_secs(2),
             dial: Arc::new(move |to| {
-                let dial = Pipes { wire: wire.clone(), to: to.to_string() };
+                let to = to.dtl.clone().unwrap_or_default();
+                let dial = Pipes { wire: wire.clone(), to };
                 Ok(DtlClient::new(Arc::new(dial), dtl::client::Settings::default(), clock.clone()))
             }),
             patience: Patience::default(),
@@ -155,7 +156,7 @@ impl World {
         .unwrap();
         let dtl = self.wire.services.lock().contains_key(&self.name).then(|| self.name.clone());
         let edge = vec![format!("edge-{}:1", self.name)];
-        router.reached_at(Addresses { edge, dtl, api: None }).await.unwrap();
+        router.reached_at(Addresses { edge, dtl, ..Addresses::default() }).await.unwrap();
         Node { router, registry }
     }
 }

@@ -68,6 +68,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("edge.lease_seconds", "Seconds for which an attachment is kept when its client is gone."),
     ("edge.idle_seconds", "Seconds after which a connection that says nothing is closed."),
+    (
+        "edge.alone_threads",
+        "Threads for clients that send one request at a time (never more than processors; 0: none): less latency, for a \
+         processor that is busy meanwhile.",
+    ),
     ("api.listen", "TCP address of the REST API, /metrics, /healthz and /readyz."),
     ("api.tls_cert", "PEM file with the API's certificate chain; with api.tls_key it turns TLS on."),
     ("api.tls_key", "PEM file with the API's private key."),
@@ -166,6 +171,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "TCP address of the DTL service, which keeps the newest writes of other routers' vDisks; empty: none.",
     ),
     (
+        "dtl.unix",
+        "Unix socket of the DTL service (mode 0600), which routers on the same machine use; no other router may have the \
+         same path. Empty: none. Absent: dtl-ID.sock in the data directory, ID from its own identity.",
+    ),
+    (
         "dtl.tls_cert",
         "PEM file with the service's certificate chain. Absent, with the two below: those of the cluster section.",
     ),
@@ -183,6 +193,11 @@ pub const KEYS: &[(&str, &str)] = &[
     ("dtl.window_kib", "Unconfirmed KiB that a volume may have under way."),
     ("dtl.idle_seconds", "Seconds without a word after which a connection is closed."),
     ("dtl.handshake_seconds", "Seconds that a connection has to say who it is, TLS and all."),
+    (
+        "dtl.alone_threads",
+        "Threads for routers that send one write at a time (never more than processors; 0: none): less latency, for a \
+         processor that is busy meanwhile.",
+    ),
     (
         "dtl.client.heartbeat_ms",
         "Milliseconds after which a quiet connection to a peer is asked for a sign of life.",

@@ -7,9 +7,11 @@ use dtl::config::{Settings, StorageKind};
 use dtl::metrics::ServiceMetrics;
 use dtl::service::{Door, Service};
 use dtl::storage::Store;
+use edge::listen::SocketFile;
 use prometheus_client::registry::Registry;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -33,11 +35,11 @@ pub fn tls(settings: &Settings, cluster: &ClusterSettings) -> Result<Option<TlsA
 }
 
 impl Keeper {
-    /// Serves who comes to `door`, from logs in `folder` where they are on disk.
+    /// Serves who comes to one of `doors`, the network's and that of this machine, from logs in `folder` where they are on disk.
     pub fn start(
         settings: &Settings,
         folder: PathBuf,
-        door: Door,
+        doors: (Door, Option<(UnixListener, SocketFile)>),
         clock: Arc<dyn Clock>,
         registry: &mut Registry,
     ) -> Keeper {
@@ -50,7 +52,14 @@ impl Keeper {
                 store = open(&settings, folder, clock.clone()) => store?,
                 _ = told.wait_for(|stop| *stop) => return Ok(()),
             };
-            Service::new(store, settings.service(), clock, metrics).listen(door, stopped).await;
+            let service = Service::new(store, settings.service(), clock, metrics);
+            let (far, near) = doors;
+            let near = async {
+                if let Some((listener, _file)) = near {
+                    service.listen(Door::Unix(listener), stopped.clone()).await;
+                }
+            };
+            tokio::join!(service.listen(far, stopped.clone()), near);
             Ok(())
         });
         Keeper { stop, task }

@@ -37,9 +37,15 @@ pub fn membership(
         domains: cluster.domains.clone(),
         recovery_domains: cluster.recovery_domains.clone(),
         lease: Duration::from_millis(cluster.lease_ms),
-        dial: Arc::new(move |address| {
-            let tls = tls.clone().map(|tls| Ok::<_, Error>((tls, server_name(address)?))).transpose()?;
-            Ok(Client::new(Arc::new(Address::Tcp(address.to_owned(), tls)), client, clock.clone()))
+        dial: Arc::new(move |addresses| {
+            let tcp = addresses.dtl.clone().unwrap_or_default();
+            let tls = tls.clone().map(|tls| Ok::<_, Error>((tls, server_name(&tcp)?))).transpose()?;
+            let far = Address::Tcp(tcp, tls);
+            let address = match &addresses.dtl_unix {
+                Some(path) => Address::Near(path.into(), Box::new(far)),
+                None => far,
+            };
+            Ok(Client::new(Arc::new(address), client, clock.clone()))
         }),
         patience: settings.dtl.client.patience(),
     })
@@ -68,6 +74,7 @@ pub fn addresses(settings: &Settings, edge: &Listeners, dtl: Option<u16>, api: (
     Addresses {
         edge: edge.local_addr().map(|address| at(address.port())).into_iter().chain(unix).collect(),
         dtl: dtl.map(at),
+        dtl_unix: settings.dtl.unix_path().map(|path| path.display().to_string()),
         api: Some(format!("{}://{}", api.0, at(api.1))),
     }
 }

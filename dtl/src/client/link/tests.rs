@@ -38,7 +38,11 @@ impl AsyncWrite for Fickle {
 fn room_that_is_told_of_while_somebody_sends_is_used() {
     let link = Arc::new(Link::new(1 << 20));
     let taken = Arc::new(Mutex::new(Vec::new()));
-    link.connect(Box::new(Fickle { link: Arc::downgrade(&link), said: false, taken: taken.clone() }));
+    link.connect(common::socket::Writer::Any(Box::new(Fickle {
+        link: Arc::downgrade(&link),
+        said: false,
+        taken: taken.clone(),
+    })));
     assert!(link.request(&Request::Ping, 1));
     link.drive();
     // What comes later goes, too.

@@ -6,8 +6,12 @@
 #![allow(clippy::disallowed_methods)]
 
 mod clones;
+mod cost;
+mod etcd;
 mod failover;
 mod figures;
+mod grpc;
+mod many;
 mod reads;
 mod scrub;
 mod space;
@@ -58,12 +62,18 @@ struct Options {
     /// With `--special clones`: how many there are
     #[arg(long, default_value_t = 200)]
     clones: usize,
+    /// With `--special many`: how many vDisks there are
+    #[arg(long, default_value_t = 1000)]
+    vdisks: usize,
     /// Only our server, as for a profile
     #[arg(long)]
     alone: bool,
     /// Only the others, for a look at the machine
     #[arg(long, conflicts_with = "alone")]
     peers: bool,
+    /// Be a member of a registry, for `--special etcd`: FOLDER|MEMBER|ADDRESS|GROUP
+    #[arg(long, hide = true)]
+    member: Option<String>,
     /// More settings of our server, as key=value
     #[arg(long = "set")]
     settings: Vec<String>,
@@ -146,6 +156,9 @@ struct Sample {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if let Some(member) = &options.member {
+        return etcd::member(member);
+    }
     need(&["fio", "nbdkit", "qemu-nbd"])?;
     let folder = scratch("bench")?;
     if let Some(name) = &options.special {

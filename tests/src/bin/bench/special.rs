@@ -2,7 +2,7 @@
 //! buffer, memory for the map.
 
 use super::figures::{metric, resident};
-use super::{Options, clones, failover, reads, scrub, space, start, sustained, tib};
+use super::{Options, clones, cost, etcd, failover, many, reads, scrub, space, start, sustained, tib};
 use anyhow::{Result, bail};
 use std::path::Path;
 use tests::router::Router;
@@ -10,7 +10,7 @@ use tests::time::Stopwatch;
 use tests::tools::{command, run_within};
 
 /// Their names.
-pub const NAMES: [&str; 11] = [
+pub const NAMES: [&str; 14] = [
     "restart",
     "journal",
     "map",
@@ -22,6 +22,9 @@ pub const NAMES: [&str; 11] = [
     "clones",
     "scrub-latency",
     "failover",
+    "cost",
+    "etcd",
+    "many",
 ];
 
 /// Runs the one with this name.
@@ -38,6 +41,9 @@ pub fn run(name: &str, options: &Options, folder: &Path) -> Result<()> {
         "clones" => clones::clones(options, folder),
         "failover" => failover::failover(options),
         "scrub-latency" => scrub::latency(options, folder),
+        "cost" => cost::cost(options),
+        "etcd" => etcd::etcd(options, folder),
+        "many" => many::many(options),
         _ => bail!("no special benchmark '{name}'"),
     }
 }
