@@ -34,8 +34,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("edge-client", &["common"]),
     ("dtl", &["common"]),
     ("common", &[]),
-    // The harness drives processes, and the volume driver alone in the simulation.
-    ("tests", &["volumedriver", "common"]),
+    // The harness drives processes; its simulations, the volume driver alone and routers with all that is below them.
+    ("tests", &["objectrouter", "volumedriver", "dtl", "edge", "edge-client", "common"]),
     ("xtask", &[]),
 ];
 
