@@ -20,7 +20,7 @@ mod plan;
 mod tests;
 
 use crate::registration::{Config, Mode, PeerLog, Status};
-use common::{Epoch, Lsn, Name};
+use common::{Epoch, Lsn, Name, mutant};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -290,6 +290,9 @@ impl Owner {
         }
         match outcome {
             Outcome::Applied => self.settle(proposal.clone(), now),
+            Outcome::Unknown if mutant::is_on("unknown-proposal-counts") => {
+                self.settle(proposal.clone(), now)
+            }
             Outcome::Refused(Some((epoch, found))) if epoch == self.epoch => {
                 self.in_flight = false;
                 if found.config > self.base.config {

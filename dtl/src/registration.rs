@@ -1,6 +1,6 @@
 //! The words of the registry: how a volume is replicated, and which logs hold what.
 
-use common::{Epoch, Error, Lsn, Name, Result};
+use common::{Epoch, Error, Lsn, Name, Result, mutant};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -268,11 +268,16 @@ impl Registration {
         let mut tails = self.tails.clone();
         let logs = self.config.peers.iter().cloned().map(Holder::Log);
         let holders = logs.chain([Holder::Journal(self.owner.clone())]).collect();
-        tails.push(Tail { epoch: self.epoch, last, holders });
+        if !mutant::is_on("tail-not-registered") {
+            tails.push(Tail { epoch: self.epoch, last, holders });
+        }
         tails.iter_mut().for_each(|t| t.last = t.last.min(last));
         tails.retain(|t| t.last > committed);
         let c = &self.config;
-        let config = Config::alone(c.mode, c.wanted, c.needed, c.on_failure);
+        let config = match mutant::is_on("epoch-begins-in-sync") {
+            true => c.clone(),
+            false => Config::alone(c.mode, c.wanted, c.needed, c.on_failure),
+        };
         let mut losses = self.losses.clone();
         losses.extend(loss);
         Ok(Registration { owner, epoch, claimed: epoch, config, tails, clean: false, losses })
@@ -282,7 +287,7 @@ impl Registration {
     /// logs may be trimmed and forgotten only after this is in the registry.
     pub fn committed(&self, committed: Lsn) -> Registration {
         let mut new = self.clone();
-        new.tails.retain(|t| t.last > committed);
+        new.tails.retain(|t| t.last > committed && !mutant::is_on("tails-dropped-at-once"));
         new
     }
 }

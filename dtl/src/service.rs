@@ -116,6 +116,7 @@ impl Service {
         let mut tasks = JoinSet::new();
         loop {
             let accepted = tokio::select! {
+                biased;
                 _ = stop.wait_for(|s| *s) => break,
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
                 accepted = door.accept() => accepted,
@@ -132,6 +133,7 @@ impl Service {
             let service = self.clone();
             tasks.spawn(async move {
                 let stream = tokio::select! {
+                    biased;
                     stream = guest.shake_hands() => stream,
                     () = service.clock.sleep(service.settings.handshake) => Err(std::io::ErrorKind::TimedOut.into()),
                 };

@@ -188,7 +188,8 @@ impl Takeover {
         // The kernel had every acknowledged write, and it is the same kernel. Where a log has more all the same, the
         // longer one is the better one (rule 1).
         let longer = |j: &LocalJournal| named && whole.first().is_some_and(|(_, log)| log.last > j.last);
-        if let Some(j) = journal.filter(|j| j.same_boot && !longer(j)) {
+        let same_boot = |j: &LocalJournal| j.same_boot || mutant::is_on("journal-of-another-boot-believed");
+        if let Some(j) = journal.filter(|j| same_boot(j) && !longer(j)) {
             return Some(from_journal(j, false));
         }
         if named {
@@ -215,7 +216,7 @@ impl Takeover {
                 });
             }
         }
-        if let Some(j) = journal.filter(|j| j.same_boot) {
+        if let Some(j) = journal.filter(|j| same_boot(j)) {
             return Some(from_journal(j, false));
         }
         // What was flushed is there; in mode sync with peers that may have more, that is not enough.

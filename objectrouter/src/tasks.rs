@@ -112,6 +112,7 @@ impl Tasks {
     /// Sleeps; false when the router began to stop meanwhile.
     pub(crate) async fn sleep(&self, clock: &dyn Clock, duration: Duration) -> bool {
         tokio::select! {
+            biased;
             () = clock.sleep(duration) => true,
             () = self.stopped() => false,
         }
@@ -124,6 +125,7 @@ impl Tasks {
         self.stop.send_replace(true);
         let mut count = self.count.subscribe();
         let ended = tokio::select! {
+            biased;
             _ = count.wait_for(|n| *n == 0) => true,
             () = clock.sleep(deadline) => false,
         };

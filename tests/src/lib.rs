@@ -46,6 +46,7 @@ pub mod s3;
 pub mod scatter;
 pub mod setup;
 pub mod sim;
+pub mod stack;
 pub mod time;
 pub mod tls;
 pub mod tools;

@@ -562,6 +562,7 @@ impl Volume {
         let retired = self.shared.core.lock().wait_retired();
         if let Some(retired) = retired {
             tokio::select! {
+                biased;
                 // An error is a volume that has stopped, which the drain tells.
                 _ = retired => {}
                 () = self.shared.clock.sleep(deadline) => {

@@ -34,8 +34,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("edge-client", &["common"]),
     ("dtl", &["common"]),
     ("common", &[]),
-    // The harness drives processes, the volume driver alone in the simulation, and the registry beside etcd.
-    ("tests", &["volumedriver", "kvstore", "common"]),
+    // The harness drives processes; its simulations, the volume driver alone and routers with all that is below them; its
+    // benchmarks, the registry beside etcd.
+    ("tests", &["objectrouter", "volumedriver", "dtl", "edge", "edge-client", "kvstore", "common"]),
     ("xtask", &[]),
 ];
 

@@ -68,6 +68,7 @@ impl Pump {
             Ok(stream)
         };
         let stream = tokio::select! {
+            biased;
             stream = attempt => stream?,
             () = shared.clock.sleep(shared.settings.timeout) => return Err("no answer".into()),
         };

@@ -13,7 +13,7 @@ use common::{Epoch, Error, Lsn, Result, VolumeId};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes that are received at a time, as a rule.
@@ -48,7 +48,7 @@ struct Connection<'s> {
     service: &'s Service,
     channels: HashMap<u32, Channel>,
     stalled: Vec<u32>,
-    reads: HashMap<u32, Reading>,
+    reads: BTreeMap<u32, Reading>,
     /// Entries of one go, for one write.
     batch: Vec<Incoming>,
     batch_of: Vec<u32>,
@@ -73,6 +73,7 @@ async fn transmit(service: &Service, stream: Stream, solo: &Solo) -> std::result
     let say = |e: std::io::Error| e.to_string();
     let mut first = [0u8; PROLOGUE];
     tokio::select! {
+        biased;
         done = read.read_exact(&mut first) => { done.map_err(say)?; }
         () = service.clock.sleep(service.settings.handshake) => return Err("no prologue came".into()),
     }
@@ -89,7 +90,7 @@ async fn transmit(service: &Service, stream: Stream, solo: &Solo) -> std::result
         service,
         channels: HashMap::new(),
         stalled: Vec::new(),
-        reads: HashMap::new(),
+        reads: BTreeMap::new(),
         batch: Vec::new(),
         batch_of: Vec::new(),
         touched: Vec::new(),

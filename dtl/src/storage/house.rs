@@ -39,6 +39,7 @@ pub(super) async fn keep_house(store: Weak<Store>) {
         drop(strong);
         if short {
             tokio::select! {
+                biased;
                 () = wake.notified() => {}
                 () = clock.sleep(PAUSE) => {}
             }

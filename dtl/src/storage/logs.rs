@@ -7,7 +7,7 @@ use crate::entry::{Head, Packed};
 use crate::registration::{Incarnation, LogInfo};
 use bytes::Bytes;
 use common::{Epoch, Error, ErrorKind, Lsn, Result, VolumeId, mutant};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What an entry costs beside its bytes: about what the index needs.
 const OVERHEAD: u64 = 64;
@@ -133,7 +133,7 @@ pub enum Admission {
 /// All logs of a service.
 #[derive(Debug)]
 pub(super) struct Logs {
-    pub volumes: HashMap<VolumeId, Volume>,
+    pub volumes: BTreeMap<VolumeId, Volume>,
     /// Volumes whose control state is not on disk as it is here.
     pub dirty: BTreeSet<VolumeId>,
     limits: Limits,
@@ -158,7 +158,7 @@ fn gone(key: &Key) -> Error {
 
 impl Logs {
     pub fn new(limits: Limits) -> Self {
-        Logs { volumes: HashMap::new(), dirty: BTreeSet::new(), limits, bytes: 0 }
+        Logs { volumes: BTreeMap::new(), dirty: BTreeSet::new(), limits, bytes: 0 }
     }
 
     /// What recovery found of a volume.

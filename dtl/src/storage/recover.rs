@@ -61,9 +61,9 @@ struct Bad {
 #[derive(Default)]
 struct Scan {
     entries: HashMap<Key, BTreeMap<Lsn, Slot>>,
-    states: HashMap<VolumeId, VolumeState>,
+    states: BTreeMap<VolumeId, VolumeState>,
     /// The checkpoint that is being read.
-    checkpoint: HashMap<VolumeId, VolumeState>,
+    checkpoint: BTreeMap<VolumeId, VolumeState>,
     /// Where the last complete one ended.
     complete: Position,
     durable: Position,

@@ -131,6 +131,7 @@ fn gone(e: std::io::Error) -> End {
 async fn greet(server: &Server, stream: &mut Stream, idle: Duration) -> Result<(), End> {
     let mut first = [0u8; PROLOGUE];
     tokio::select! {
+        biased;
         done = stream.read.read_exact(&mut first) => { done.map_err(gone)?; }
         () = server.clock.sleep(idle) => return Err(End::Gone("no prologue came".into())),
     }
@@ -248,6 +249,7 @@ impl<'s> Connection<'s> {
         }
         let send = poll_fn(|cx| self.out.poll_send(write, cx));
         tokio::select! {
+            biased;
             _ = send => {}
             () = self.server.clock.sleep(Duration::from_secs(1)) => {}
         }

@@ -148,6 +148,7 @@ impl Server {
         tokio::pin!(tidy);
         loop {
             let accepted = tokio::select! {
+                biased;
                 () = &mut stop => break,
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
                 () = &mut tidy => continue,
@@ -174,6 +175,7 @@ impl Server {
         drop((tcp, unix));
         let all = async { while tasks.join_next().await.is_some() {} };
         tokio::select! {
+            biased;
             () = all => {}
             () = self.clock.sleep(GRACE) => {
                 tracing::warn!("edge: requests did not finish within {} s: their connections are cut", GRACE.as_secs());
@@ -189,6 +191,7 @@ impl Server {
             (Accepted::Tcp(stream, _), Some(acceptor)) => {
                 stream.set_nodelay(true)?;
                 tokio::select! {
+                    biased;
                     stream = acceptor.accept(stream) => Ok(Stream::any(stream?)),
                     () = self.clock.sleep(Duration::from_secs(self.settings.idle_seconds)) => {
                         Err(std::io::ErrorKind::TimedOut.into())

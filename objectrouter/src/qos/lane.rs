@@ -113,6 +113,7 @@ impl Lane {
             let now = self.clock.now();
             let Err(wait) = self.buckets.lock().pay(bytes, now) else { return };
             tokio::select! {
+                biased;
                 () = self.clock.sleep(wait) => {}
                 () = self.changed.notified() => {}
             }

@@ -1,15 +1,16 @@
 //! Clients of the edge protocol: attached here, at the router that owns the volume, or sent to it.
 
 use super::Router;
-use crate::registry::{AttachedRecord, NodeRecord};
+use crate::registry::{AttachedRecord, NodeRecord, VolumeRecord};
 use crate::vdisk::Vdisk;
 use async_trait::async_trait;
-use common::{BlockDevice, Epoch, Error, ErrorKind, Geometry, Lsn, Name, Result, VolumeId};
+use common::{BlockDevice, Epoch, Error, ErrorKind, Geometry, Lsn, Name, Result, VolumeId, mutant};
 use edge::protocol::{
     Attach, Attached, Attachments, Done, Forwarder, Holder, Mode, Moved, Op, Outcome, Owned, Plain,
     Recovered, Refusal, Refused, Volume,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The door for clients of the edge protocol.
@@ -50,9 +51,9 @@ impl RouterAttachments {
         };
         let Some(owned) = vdisk.attachments(make) else { return Err(vdisk.why_closed().into()) };
         let attached = owned.attach(attach).await?;
-        if attach.mode == Mode::Exclusive {
-            // Before the client writes: the next owner lets nobody else in before it.
-            note(router, vdisk, &owned).await?;
+        if attach.mode == Mode::Exclusive && !note(router, vdisk, &owned).await? {
+            // The next owner would not know it, and who does not know it turns it away for good.
+            return Err(vdisk.why_closed().into());
         }
         Ok(attached)
     }
@@ -75,8 +76,9 @@ impl RouterAttachments {
     }
 }
 
-/// Writes down who is attached, when that has changed.
-async fn note(router: &Router, vdisk: &Vdisk, owned: &Arc<Owned>) -> Result<()> {
+/// Writes down who is attached, when that has changed; false where this router does not own the volume any more, so that
+/// it is not written.
+async fn note(router: &Router, vdisk: &Vdisk, owned: &Arc<Owned>) -> Result<bool> {
     let attached = || {
         let exclusive = owned.holders().into_iter().filter(|holder| holder.mode == Mode::Exclusive);
         let record = |holder: Holder| AttachedRecord {
@@ -85,18 +87,24 @@ async fn note(router: &Router, vdisk: &Vdisk, owned: &Arc<Owned>) -> Result<()> 
         };
         exclusive.map(record).collect::<Vec<_>>()
     };
-    if vdisk.owned().record.attached == attached() {
-        return Ok(());
+    let current = |record: &VolumeRecord| {
+        vdisk.attached().is_some_and(|now| Arc::ptr_eq(&now, owned)) && router.holds(record)
+    };
+    let known = vdisk.owned().record;
+    if known.attached == attached() {
+        return Ok(current(&known));
     }
+    let noted = AtomicBool::new(false);
     router
         .change_volume(vdisk, |record| {
             // As it is when it is written: of two that write at a time the later one may know less.
-            let current = vdisk.attached().is_some_and(|now| Arc::ptr_eq(&now, owned));
-            if current && router.holds(record) {
+            noted.store(current(record), Ordering::Relaxed);
+            if noted.load(Ordering::Relaxed) {
                 record.attached = attached();
             }
         })
-        .await
+        .await?;
+    Ok(noted.into_inner())
 }
 
 #[async_trait]
@@ -226,6 +234,9 @@ impl Volume for Served {
     }
 
     fn recovered(&self, since: Epoch) -> Recovered {
+        if mutant::is_on("recovered-says-all") {
+            return Recovered::All;
+        }
         self.volume.recovered(since).map_or(Recovered::All, Recovered::UpTo)
     }
 

@@ -235,6 +235,7 @@ impl Router {
                 let clock = router.clock.clone();
                 let discard = async move {
                     tokio::select! {
+                        biased;
                         () = import.discard() => {}
                         () = clock.sleep(LINGER.1) => {}
                     }

@@ -69,7 +69,12 @@ impl Router {
                 Ok(())
             })
             .await?;
-        if vdisk.volume().is_some() { Ok(()) } else { Err(vdisk.why_closed()) }
+        if vdisk.volume().is_some() {
+            return Ok(());
+        }
+        // The client may not come back: it is tried again without one.
+        vdisk.pool.kick.notify_one();
+        Err(vdisk.why_closed())
     }
 
     /// Opens a vDisk for a client, by `vpool/vdisk` or by a plain name when it is unique; with `@snapshot`

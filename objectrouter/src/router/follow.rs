@@ -29,6 +29,7 @@ impl Router {
         let mut backoff = Backoff::new(PAUSE);
         loop {
             let changes = tokio::select! {
+                biased;
                 () = self.tasks.stopped() => return,
                 changes = self.records().kv().changes("", from) => changes,
             };
@@ -246,6 +247,8 @@ impl Router {
             return Ok(());
         };
         let now = stored.record.clone();
+        // The answer to what this router did itself may be slower than the watch.
+        let given_up = now.holder.is_none() && self.holds(&vdisk.owned().record);
         if !vdisk.set_owned(stored) {
             return Ok(());
         }
@@ -259,6 +262,8 @@ impl Router {
                     .map_or("another router".to_owned(), |holder| format!("router '{}'", holder.node));
                 self.expel(vdisk, Error::new(common::ErrorKind::NotOwner, format!("{owner} owns it now")))?;
             }
+            // Who could not open it tries again in a while, and not as soon as it hears that it gave it back.
+            None if given_up => {}
             None => self.reconsider_one(&vdisk),
         }
         Ok(())
@@ -318,6 +323,7 @@ impl Router {
         loop {
             if let Ok(seat) = self.cluster.seat() {
                 tokio::select! {
+                    biased;
                     () = self.tasks.stopped() => return,
                     () = seat.ended() => {}
                 }

@@ -10,7 +10,7 @@ use crate::cluster::succession::is_replicated;
 use crate::registry::{NodeRecord, RouterRecord, Stored, VdiskLife};
 use crate::vdisk::{Vdisk, VdiskInfo};
 use common::error::Context;
-use common::{Error, ErrorKind, Name, Result};
+use common::{Error, ErrorKind, Name, Result, mutant};
 use dtl::{Config, Mode, Needed, OnFailure};
 use futures::StreamExt;
 use std::collections::BTreeMap;
@@ -169,7 +169,9 @@ impl Router {
                 return Err(error);
             }
             // Whoever had passed the door before it was shut has their answer from the peer, or none.
-            volume.close().await;
+            if !mutant::is_on("moves-before-it-is-closed") {
+                volume.close().await;
+            }
             if let Err(error) = self.let_go(&[(vdisk.clone(), !peer)], Some(to)).await {
                 // Whether that was noted or not, the registry says whose it is.
                 self.relearn_volume(vdisk).await;

@@ -47,6 +47,7 @@ impl Router {
         let tasks = self.tasks.clone();
         tasks.spawn(format!("keep vPool {}", pool.name), async move {
             tokio::select! {
+                biased;
                 () = self.tasks.stopped() => {}
                 () = self.keep_pool(&pool) => {}
             }
@@ -96,6 +97,7 @@ impl Router {
 
     async fn pause(&self, pool: &Vpool, pause: Duration) {
         tokio::select! {
+            biased;
             () = self.clock.sleep(pause) => {}
             () = pool.kick.notified() => {}
         }

@@ -225,6 +225,7 @@ impl Router {
                 let (tasks, subject, work) = (self.tasks.clone(), vdisk.clone(), work(volume, IN_BACKGROUND));
                 self.tasks.spawn(format!("{what} vDisk {vdisk}"), async move {
                     tokio::select! {
+                        biased;
                         () = tasks.stopped() => {}
                         result = work => if let Err(error) = result {
                             tracing::warn!(vdisk = %subject, %error, "{what}");

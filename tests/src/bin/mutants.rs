@@ -8,7 +8,8 @@ use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
-use tests::sim::mutants::{ALL, Mutant};
+use tests::sim::mutants::{self, Mutant};
+use tests::stack;
 
 /// Switches on one seeded bug after the other and tells which ring notices it, and how fast.
 #[derive(Parser)]
@@ -24,8 +25,14 @@ struct Cli {
 }
 
 /// A ring: its name in the table, and what `sim` is told.
-const RINGS: [(&str, &[&str]); 2] =
-    [("small sequences", &["--sequences", "2"]), ("simulation", &["--seeds", "1000000", "--shrink", "0"])];
+type Ring = (&'static str, &'static [&'static str]);
+
+/// What notices bugs of the volume driver alone.
+const RINGS: &[Ring] =
+    &[("small sequences", &["--sequences", "2"]), ("simulation", &["--seeds", "1000000", "--shrink", "0"])];
+
+/// What notices those that take several routers.
+const STACK: &[Ring] = &[("whole stack", &["--stack", "--seeds", "1000000", "--shrink", "0"])];
 
 /// What a ring said of a bug.
 enum Verdict {
@@ -37,12 +44,31 @@ fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     ensure!(common::mutant::BUILT_IN, "this build has no seeded bugs: use `cargo xtask mutants`");
     let sim = std::env::current_exe()?.with_file_name("sim");
-    let mut table = String::from(HEAD);
-    let (mut caught, mut missed) = (0, Vec::new());
-    for mutant in ALL.iter().filter(|m| cli.filter.as_ref().is_none_or(|f| m.name.contains(f.as_str()))) {
+    let mut told = Told { table: String::from(HEAD), ..Told::default() };
+    try_all(&cli, &sim, mutants::ALL, RINGS, &mut told)?;
+    told.table += STACK_HEAD;
+    try_all(&cli, &sim, stack::mutants::ALL, STACK, &mut told)?;
+    let Told { table, caught, missed } = told;
+    if let Some(path) = &cli.write {
+        std::fs::write(path, &table).with_context(|| path.display().to_string())?;
+    }
+    println!("{caught} seeded bugs noticed, {} not: {missed:?}", missed.len());
+    Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What came of all of them.
+#[derive(Default)]
+struct Told {
+    table: String,
+    caught: usize,
+    missed: Vec<&'static str>,
+}
+
+fn try_all(cli: &Cli, sim: &Path, mutants: &[Mutant], rings: &[Ring], told: &mut Told) -> Result<()> {
+    for mutant in mutants.iter().filter(|m| cli.filter.as_ref().is_none_or(|f| m.name.contains(f.as_str()))) {
         let mut verdicts = Vec::new();
-        for (ring, arguments) in RINGS {
-            let verdict = try_ring(&sim, mutant, arguments, Duration::from_secs(cli.limit))?;
+        for (ring, arguments) in rings {
+            let verdict = try_ring(sim, mutant, arguments, Duration::from_secs(cli.limit))?;
             let said = match &verdict {
                 Verdict::Caught(took, why) => format!("{:.1} s: {why}", took.as_secs_f64()),
                 Verdict::Missed => "not noticed".into(),
@@ -55,19 +81,25 @@ fn main() -> Result<ExitCode> {
             Verdict::Missed => "-".into(),
         };
         let cells: Vec<String> = verdicts.iter().map(cell).collect();
-        table += &format!("| `{}` | {} | {} |\n", mutant.name, mutant.what, cells.join(" | "));
+        told.table += &format!("| `{}` | {} | {} |\n", mutant.name, mutant.what, cells.join(" | "));
         if verdicts.iter().any(|v| matches!(v, Verdict::Caught(..))) {
-            caught += 1;
+            told.caught += 1;
         } else {
-            missed.push(mutant.name);
+            told.missed.push(mutant.name);
         }
     }
-    if let Some(path) = &cli.write {
-        std::fs::write(path, &table).with_context(|| path.display().to_string())?;
-    }
-    println!("{caught} seeded bugs noticed, {} not: {missed:?}", missed.len());
-    Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(())
 }
+
+const STACK_HEAD: &str = "
+## Several routers
+
+Bugs of ownership, of the DTL, of how the registry is used and of the edge protocol, and how long the simulation of the whole
+stack takes to notice them.
+
+| seeded bug | what it does | whole stack |
+|---|---|---|
+";
 
 const HEAD: &str = "\
 # The mutation table

@@ -13,11 +13,14 @@ use tests::sim::plan::Plan;
 use tests::sim::run::{Outcome, run};
 use tests::sim::sequences::{Alphabet, run_all, run_histories};
 use tests::sim::shrink::shrink;
+use tests::stack;
 
-/// Simulated worlds: the volume driver over simulated disks and stores, in virtual time.
+/// Simulated worlds, in virtual time: the volume driver over simulated disks and stores, or routers with all that
+/// belongs to them.
 ///
 /// Examples:
 ///   sim --seeds 500            seeds 0 to 499
+///   sim --stack --seeds 1000   the whole stack: three or four routers, registry, DTL, store, clients
 ///   sim --seed 17              one seed, with what happened in it
 ///   sim --soak 1h              random seeds for an hour
 #[derive(Parser)]
@@ -26,6 +29,9 @@ struct Cli {
     /// Run this seed only, and say more of it
     #[arg(long, conflicts_with_all = ["seeds", "soak"])]
     seed: Option<u64>,
+    /// The whole stack instead of the volume driver alone
+    #[arg(long, conflicts_with = "sequences")]
+    stack: bool,
     /// Run this many seeds
     #[arg(long, default_value_t = 500)]
     seeds: u64,
@@ -84,10 +90,7 @@ impl Sum {
     }
 
     fn print(&self, wall: Duration) {
-        println!("\n{:<26} {:>12} {:>10}", "fault", "times", "worlds");
-        for (what, (times, worlds)) in &self.coverage {
-            println!("{what:<26} {times:>12} {worlds:>10}");
-        }
+        print_coverage(&self.coverage);
         println!(
             "\n{} worlds, {} operations, {} crashes; {:.0} s of virtual time in {:.1} s: {:.0} x",
             self.worlds,
@@ -97,6 +100,52 @@ impl Sum {
             wall.as_secs_f64(),
             self.virtual_time.as_secs_f64() / wall.as_secs_f64()
         );
+    }
+}
+
+fn print_coverage(coverage: &BTreeMap<&'static str, (u64, u64)>) {
+    println!("\n{:<34} {:>12} {:>10}", "fault", "times", "worlds");
+    for (what, (times, worlds)) in coverage {
+        println!("{what:<34} {times:>12} {worlds:>10}");
+    }
+}
+
+/// Worlds of the whole stack.
+fn whole_stack(cli: &Cli, seeds: std::ops::Range<u64>, jobs: usize) -> ExitCode {
+    let begin = Instant::now();
+    if let Some(seed) = cli.seed {
+        // What the routers say, too, as far as `RUST_LOG` asks for it; their time is not ours.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
+        return match stack::run::run(&stack::plan::Plan::new(seed), true) {
+            Ok(outcome) => {
+                println!("seed {seed}: digest {:016x}", outcome.digest);
+                ExitCode::SUCCESS
+            }
+            Err(wrong) => {
+                println!("seed {seed} is wrong: {wrong}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match stack::many::many(seeds, jobs, cli.soak) {
+        Ok(sum) => {
+            print_coverage(&sum.coverage);
+            let (wall, virtual_time) = (begin.elapsed().as_secs_f64(), sum.virtual_time.as_secs_f64());
+            println!(
+                "\n{} worlds; {virtual_time:.0} s of virtual time in {wall:.1} s: {:.0} x",
+                sum.worlds,
+                virtual_time / wall
+            );
+            ExitCode::SUCCESS
+        }
+        Err((plan, wrong)) => {
+            let (seed, events) = (plan.seed, plan.events.len());
+            println!("\nseed {seed} is wrong: {wrong}\nreplay: cargo xtask sim --stack --seed {seed}");
+            let (short, wrong) = stack::many::shorter(*plan, wrong, Duration::from_secs(cli.shrink));
+            println!("{} of {events} events are left: {wrong}\n{:#?}", short.events.len(), short.events);
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -145,6 +194,9 @@ fn main() -> ExitCode {
         }
         (None, None) => cli.from..cli.from + cli.seeds,
     };
+    if cli.stack {
+        return whole_stack(&cli, seeds, jobs);
+    }
     let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let sum = Mutex::new(Sum::default());
     let failed: Mutex<Option<(Plan, String)>> = Mutex::default();

@@ -66,6 +66,7 @@ pub const ALL: &[Mutant] = &[
     m("crc-ignored", "a wrong checksum on a read is ignored (promise 6)"),
 ];
 
-const fn m(name: &'static str, what: &'static str) -> Mutant {
+/// A row of a table.
+pub const fn m(name: &'static str, what: &'static str) -> Mutant {
     Mutant { name, what }
 }

@@ -328,6 +328,7 @@ async fn run(shared: Weak<Shared>) {
             jobs.push(Box::pin(drop_tails(volume.clone(), committed)));
         }
         let done = tokio::select! {
+            biased;
             Some(done) = jobs.next() => Some(done),
             () = replicas.wake.notified() => None,
             () = volume.clock.sleep(TICK) => None,
