@@ -52,6 +52,7 @@ fn sayings() -> Vec<(&'static str, ToServer)> {
             resumed: false,
             hops: 0,
             client: "host".into(),
+            via: String::new(),
         })
     };
     // With virtual time the first epoch of an export is always this one.

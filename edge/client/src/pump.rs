@@ -193,6 +193,7 @@ impl Pump {
                 resumed: first && core.options.resume.is_some(),
                 hops: 0,
                 client: core.options.client.clone(),
+                via: core.options.via.clone(),
             };
             let mut out = BytesMut::new();
             let _: Bytes = ToServer::Attach(attach).put(&mut out, CHANNEL);

@@ -7,8 +7,8 @@ fn text() -> impl Strategy<Value = String> {
 
 fn attach() -> impl Strategy<Value = Attach> {
     let mode = prop_oneof![Just(Mode::Exclusive), Just(Mode::ReadOnly), Just(Mode::Shared)];
-    (text(), mode, any::<u128>(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u8>(), text()).prop_map(
-        |(export, mode, attachment, session, since, resumed, hops, client)| Attach {
+    (text(), mode, any::<u128>(), any::<u64>(), any::<u64>(), any::<bool>(), any::<u8>(), text(), text())
+        .prop_map(|(export, mode, attachment, session, since, resumed, hops, client, via)| Attach {
             export,
             mode,
             attachment,
@@ -17,8 +17,8 @@ fn attach() -> impl Strategy<Value = Attach> {
             resumed,
             hops,
             client,
-        },
-    )
+            via,
+        })
 }
 
 fn payload() -> impl Strategy<Value = Bytes> {

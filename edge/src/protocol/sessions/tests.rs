@@ -22,6 +22,7 @@ fn ask(id: u128, session: u64, mode: Mode, since: u64) -> Attach {
         resumed: false,
         hops: 0,
         client: format!("host {id}"),
+        via: String::new(),
     }
 }
 

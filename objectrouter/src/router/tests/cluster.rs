@@ -1,5 +1,7 @@
 //! Two and three routers on one registry and one store.
 
+mod pulls;
+
 use super::*;
 use crate::VdiskState;
 use crate::registry::Incarnation;
