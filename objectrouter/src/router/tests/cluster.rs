@@ -490,4 +490,3 @@ async fn a_vdisk_that_is_not_replicated_any_more_names_no_peer() {
     nodes[0].in_sync().await;
     assert_eq!(nodes[0].first().await, 1);
 }
-
