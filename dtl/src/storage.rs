@@ -142,8 +142,12 @@ impl Store {
         let back = DiskBack::new(settings, disk, found.segments, found.next_life, found.names, &*clock);
         let room = watch::Sender::new(0);
         let store = Arc::new(Store { logs: Mutex::new(found.logs), back: Some(back), clock, room });
-        // The first segment is made here, so that a store that opened can be sealed.
-        store.tidy().await?;
+        if found.report.volumes > 0 {
+            // What is kept can be sealed at once.
+            store.prepare().await?;
+        } else {
+            store.sweep().await?;
+        }
         tokio::spawn(house::keep_house(Arc::downgrade(&store)));
         Ok((store, found.report))
     }
@@ -165,6 +169,7 @@ impl Store {
             self.logs.lock().create(volume, epoch, serial, base, incarnation)
         } else {
             apart(async move {
+                store.prepare().await?;
                 let Some(back) = &store.back else { return Err(Error::internal("the DTL has no disk")) };
                 let mut appender = back.appender.lock().await;
                 let info = store.logs.lock().create(volume, epoch, serial, base, incarnation)?;
@@ -256,6 +261,7 @@ impl Store {
         }
         let store = self.clone();
         apart(async move {
+            store.prepare().await?;
             let Some(back) = &store.back else { return Err(Error::internal("the DTL has no disk")) };
             let infos = {
                 // Behind every append: what is confirmed is in the log that is sealed.

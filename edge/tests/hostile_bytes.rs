@@ -53,6 +53,7 @@ fn sayings() -> Vec<(&'static str, ToServer)> {
             pass_on: false,
             hops: 0,
             client: "host".into(),
+            via: String::new(),
         })
     };
     // With virtual time the first epoch of an export is always this one.

@@ -8,6 +8,7 @@
 //! A seat is a lease with `node/{name}` bound to it. Volumes are claimed in the name of a seat, and a router whose seat
 //! is lost has authority over none of them: it takes another seat and claims them again (rule 4).
 
+pub(crate) mod attraction;
 mod peers;
 pub mod succession;
 
@@ -199,6 +200,16 @@ impl Cluster {
             KvOp::Put(router_key(name), encode(router)?),
         ];
         self.records.kv().txn(asserts, ops).await?;
+        self.nodes.write().insert(name.clone(), node);
+        Ok(())
+    }
+
+    /// Tells the others that this router gives everything away and takes nothing, as long as it has this seat.
+    pub(crate) async fn retire(&self) -> Result<()> {
+        let (name, lease) = (&self.me.name, self.seat()?);
+        let node = self.about(&*lease, true);
+        let ops = vec![KvOp::PutWithLease(node_key(name), encode(&node)?, lease.id())];
+        self.records.kv().txn(vec![KvAssert::LeaseLive(lease.id())], ops).await?;
         self.nodes.write().insert(name.clone(), node);
         Ok(())
     }

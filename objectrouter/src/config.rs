@@ -22,6 +22,15 @@ pub struct Settings {
     /// Whether a client of the edge protocol that wants a vDisk of another router is sent there; else this router passes
     /// its requests on.
     pub redirect: bool,
+    /// Whether vDisks that are not told otherwise move to the router through which most of what is asked of them comes.
+    pub auto_migrate: bool,
+    /// How much has to be read through one router in `auto_migrate_seconds`, twice in a row, for a vDisk to move there: requests, a large one once
+    /// for each 64 KiB; 0: reads move nothing.
+    pub auto_migrate_reads: u64,
+    /// The same of writes.
+    pub auto_migrate_writes: u64,
+    /// Seconds in which that is counted.
+    pub auto_migrate_seconds: u64,
 }
 
 impl Default for Settings {
@@ -33,6 +42,10 @@ impl Default for Settings {
             purge_after_seconds: 3700,
             dtl: DefaultDtl::Auto,
             redirect: true,
+            auto_migrate: false,
+            auto_migrate_reads: 4096,
+            auto_migrate_writes: 4096,
+            auto_migrate_seconds: 30,
         }
     }
 }
@@ -50,6 +63,12 @@ impl Settings {
             return Err(format!(
                 "objectrouter.retry_seconds = {} is out of range (1 to 3600)",
                 self.retry_seconds
+            ));
+        }
+        if !(1..=86400).contains(&self.auto_migrate_seconds) {
+            return Err(format!(
+                "objectrouter.auto_migrate_seconds = {} is out of range (1 to 86400)",
+                self.auto_migrate_seconds
             ));
         }
         Ok(())

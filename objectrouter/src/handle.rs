@@ -99,7 +99,10 @@ impl BlockDevice for Handle {
     {
         match self.refusal(false) {
             Some(error) => refuse(error),
-            None => self.admit(&self.vdisk.limits.reads, len.into(), move || self.device.read(offset, len)),
+            None => {
+                self.vdisk.traffic.all.read(len.into());
+                self.admit(&self.vdisk.limits.reads, len.into(), move || self.device.read(offset, len))
+            }
         }
     }
 
@@ -112,6 +115,7 @@ impl BlockDevice for Handle {
             Some(error) => refuse(error),
             None => {
                 let bytes = data.len() as u64;
+                self.vdisk.traffic.all.wrote(bytes);
                 self.admit(&self.vdisk.limits.writes, bytes, move || self.device.write(offset, data, fua))
             }
         }
@@ -124,9 +128,12 @@ impl BlockDevice for Handle {
     {
         match self.refusal(true) {
             Some(error) => refuse(error),
-            None => self.admit(&self.vdisk.limits.writes, 0, move || {
-                self.device.write_zeroes(offset, len, hole, fua)
-            }),
+            None => {
+                self.vdisk.traffic.all.wrote(0);
+                self.admit(&self.vdisk.limits.writes, 0, move || {
+                    self.device.write_zeroes(offset, len, hole, fua)
+                })
+            }
         }
     }
 
@@ -137,7 +144,10 @@ impl BlockDevice for Handle {
     {
         match self.refusal(true) {
             Some(error) => refuse(error),
-            None => self.admit(&self.vdisk.limits.writes, 0, move || self.device.discard(offset, len, fua)),
+            None => {
+                self.vdisk.traffic.all.wrote(0);
+                self.admit(&self.vdisk.limits.writes, 0, move || self.device.discard(offset, len, fua))
+            }
         }
     }
 

@@ -17,6 +17,7 @@
 //! | [`stream`] | the stream of an exported vDisk |
 //! | [`offline`] | what the registry of a stopped router says, for tools |
 //! | `fuzzing` | every decoder as a function of bytes, for fuzzers |
+//! | `traffic` | where what is asked of a vDisk comes from |
 //! | `tasks` | background work with names and an end |
 //! | `metrics` | gauges, computed when they are asked for |
 //!
@@ -36,6 +37,7 @@ pub mod router;
 pub mod sizes;
 pub mod stream;
 mod tasks;
+mod traffic;
 mod vdisk;
 mod vpool;
 
@@ -52,6 +54,7 @@ pub use router::{
     OpenStore, OpenedStore, Router, RouterAttachments, RouterExports, RouterInfo, SnapshotShown, Stores,
     TakeSnapshot, check_cache_quota,
 };
+pub use traffic::{Asked, Uses};
 pub use vdisk::{VdiskInfo, VdiskState};
 pub use volumedriver::{Effort, Scrubbed};
 pub use vpool::{VpoolInfo, VpoolState};

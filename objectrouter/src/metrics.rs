@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use std::fmt;
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 
 pub(crate) struct RouterMetrics(pub(crate) Weak<Router>);
 
@@ -45,6 +46,35 @@ fn qos(encoder: &mut DescriptorEncoder<'_>, vdisks: &[VdiskInfo]) -> fmt::Result
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// What was asked of each vDisk by way of other routers, and what came of it.
+fn traffic(encoder: &mut DescriptorEncoder<'_>, router: &Router, vdisks: &[VdiskInfo]) -> fmt::Result {
+    let name = "storagerouter_objectrouter_remote_requests";
+    let help = "Requests of each vDisk that came by way of another router, a large one once for each 64 KiB";
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for vdisk in vdisks {
+        for (via, asked) in &vdisk.uses.by_way_of {
+            for (direction, count) in [("read", asked.reads), ("write", asked.writes)] {
+                let labels = [
+                    ("vpool", vdisk.vpool.as_str()),
+                    ("vdisk", vdisk.name.as_str()),
+                    ("router", via.as_str()),
+                    ("direction", direction),
+                ];
+                ConstCounter::new(count).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+    }
+    let name = "storagerouter_objectrouter_auto_migrations";
+    let help = "vDisks that moved to the router through which they are used, or did not";
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    let followed = &router.followed;
+    for (outcome, count) in [("moved", &followed.moved), ("failed", &followed.failed)] {
+        let count = count.load(Ordering::Relaxed);
+        ConstCounter::new(count).encode(metric.encode_family(&[("outcome", outcome)])?)?;
     }
     Ok(())
 }
@@ -113,6 +143,7 @@ impl Collector for RouterMetrics {
                 ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
             }
         }
+        traffic(&mut encoder, &router, &vdisks)?;
         qos(&mut encoder, &vdisks)
     }
 }

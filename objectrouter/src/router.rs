@@ -6,6 +6,7 @@
 //! | `claims` | the right to open volumes, taken and given back in the registry |
 //! | `follow` | what others change in the registry, who comes and goes, and a seat that is lost |
 //! | `moves` | volumes that go to another router: planned, at a stop, and by force |
+//! | `pulls` | vDisks that move to where they are used |
 //! | `attach` | clients of the edge protocol, and volumes that are served elsewhere |
 //! | `vpools` | create, adopt, delete, detach |
 //! | `vdisks` | create, resize, drain, scrub, delete |
@@ -23,6 +24,7 @@ mod follow;
 mod health;
 mod moves;
 mod open;
+mod pulls;
 mod qos;
 mod snapshots;
 #[cfg(test)]
@@ -97,6 +99,7 @@ pub struct Router {
     stores: Stores,
     clock: Arc<dyn Clock>,
     settings: Settings,
+    pub(crate) followed: pulls::Followed,
     catalog: RwLock<Catalog>,
     tasks: Arc<Tasks>,
     /// Opens in the background.
@@ -150,6 +153,7 @@ impl Router {
             clock,
             opens: Arc::new(Semaphore::new(settings.parallel_opens)),
             settings,
+            followed: pulls::Followed::default(),
             catalog: RwLock::new(catalog),
             tasks: Tasks::new(),
             admin: tokio::sync::Mutex::new(()),
@@ -164,6 +168,10 @@ impl Router {
         router.tasks.spawn("follow the registry", async move { follower.follow(revision + 1).await })?;
         let sitter = router.clone();
         router.tasks.spawn("keep a seat in the registry", async move { sitter.keep_seat().await })?;
+        let usher = router.clone();
+        router
+            .tasks
+            .spawn("move vDisks to where they are used", async move { usher.follow_clients().await })?;
         router.give_away_if_draining()?;
         Ok(router)
     }

@@ -3,6 +3,7 @@
 use crate::handle::{Handle, Revoked};
 use crate::qos::{Limiter, Qos, Waited};
 use crate::registry::{ParentRecord, Stored, VdiskLife, VdiskRecord, VolumeRecord};
+use crate::traffic::{Traffic, Uses};
 use crate::vpool::Vpool;
 use common::kv::Lease;
 use common::{BlockDevice, Clock, Epoch, Error, ErrorKind, Name, Result, VolumeId};
@@ -70,6 +71,10 @@ pub struct VdiskInfo {
     pub qos: Option<Qos>,
     /// Bytes that the read cache may hold of it; `None` is any.
     pub cache_quota: Option<u64>,
+    /// Whether it moves to where it is used; `None`: as the router's configuration says.
+    pub auto_migrate: Option<bool>,
+    /// What was asked of it at this router, since that began.
+    pub uses: Uses,
     /// Reads that waited for a limit.
     pub reads_waited: Waited,
     /// Writes that waited for a limit, with discards and zeroes.
@@ -127,6 +132,7 @@ pub(crate) struct Vdisk {
     slot: Mutex<Slot>,
     /// As the record says.
     pub(crate) limits: Limiter,
+    pub(crate) traffic: Traffic,
     /// Held by whoever creates, opens, resizes, deletes it or changes its record.
     pub(crate) work: tokio::sync::Mutex<()>,
 }
@@ -155,6 +161,7 @@ impl Vdisk {
             pool,
             name,
             id: stored.record.id,
+            traffic: Traffic::default(),
             limits: Limiter::new(clock, stored.record.qos.as_ref()),
             stored: Mutex::new(stored),
             owned: Mutex::new(owned),
@@ -346,6 +353,11 @@ impl Vdisk {
         self.slot.lock().revoked.clone()
     }
 
+    /// Whether clients have handles here, who would be cut off if it moved away.
+    pub(crate) fn has_handles(&self) -> bool {
+        self.slot.lock().clients > 0
+    }
+
     /// Clients that use it.
     pub(crate) fn clients(&self) -> u64 {
         self.slot.lock().users()
@@ -401,7 +413,7 @@ impl Vdisk {
     pub(crate) fn info(&self, me: &Name, successor: Option<&Name>) -> VdiskInfo {
         let Stored { record, .. } = self.stored();
         let volume = self.owned().record;
-        let owner = volume.holder.as_ref().map_or(&volume.registration.owner, |holder| &holder.node);
+        let owner = volume.owner();
         let (phase, clients) = {
             let slot = self.slot.lock();
             (slot.phase.clone(), slot.users())
@@ -450,6 +462,8 @@ impl Vdisk {
             template: status.as_ref().is_some_and(|s| s.template),
             qos: record.qos,
             cache_quota: record.cache_quota,
+            auto_migrate: record.auto_migrate,
+            uses: self.traffic.uses(),
             reads_waited: self.limits.reads.waited(),
             writes_waited: self.limits.writes.waited(),
             state,

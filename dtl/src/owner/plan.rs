@@ -89,8 +89,8 @@ impl Owner {
     fn target(&self, now: Duration) -> Option<Config> {
         let base = &self.base;
         if !self.replicates() {
-            // Mode none, or changed to it: nobody is waited for.
-            let idle = base.status == Status::Degraded || base.mode == Mode::None && base.peers.is_empty();
+            // Mode none, or changed to it: nobody is waited for, and nobody is said to keep anything.
+            let idle = base.peers.is_empty() && (base.status == Status::Degraded || base.mode == Mode::None);
             return (!idle).then(|| self.changed(Status::Degraded, Vec::new()));
         }
         let ready: Vec<PeerLog> = self.candidates(now);
@@ -194,7 +194,8 @@ impl Owner {
                         && self.failed(link, now)
                 }
             };
-            let surplus = !self.replicates();
+            // Not before the registry names them no more: until then somebody may ask them for what they have.
+            let surplus = !self.replicates() && self.base.peers.is_empty();
             let named = self.possible().any(|c| c.status == Status::InSync && c.peers.contains(&link.peer));
             if (gone || surplus) && !named {
                 dropped.push((link.peer.clone(), gone && link.state != LinkState::Lost));

@@ -57,6 +57,25 @@ fn an_epoch_begins_alone_and_recruits() {
 }
 
 #[test]
+fn who_is_not_replicated_any_more_names_nobody_and_lets_go_after_that() {
+    let p = peer("p", 1);
+    let mut o = in_sync(Mode::Sync, std::slice::from_ref(&p), Needed::All, OnFailure::Degrade);
+    while o.take_action().is_some() {}
+    let none = o.config().with_policy(Mode::None, 0, Needed::All, OnFailure::Degrade);
+    o.observed(Epoch(5), none, S(1));
+    assert!(o.acknowledge(Lsn(500)) && o.acknowledge_flush(Lsn(500)), "nobody is waited for");
+    let actions: Vec<Action> = std::iter::from_fn(|| o.take_action()).collect();
+    let [Action::Propose { new, .. }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((new.mode, new.status, new.peers.len()), (Mode::None, Status::Degraded, 0));
+    o.tick(S(2));
+    assert_eq!(o.take_action(), None, "it is not known whether the registry has it");
+    o.outcome(new, Outcome::Applied, S(2));
+    assert_eq!(o.take_action(), Some(Action::Release(p)));
+    o.tick(S(100));
+    assert_eq!(o.take_action(), None);
+}
+
+#[test]
 fn before_insync_is_proposed_acknowledgements_wait_and_the_peer_has_everything() {
     let mut o = owner(Mode::Sync, 1, Needed::All, OnFailure::Degrade);
     let p = peer("p", 1);

@@ -86,6 +86,10 @@ pub(super) struct DiskBack {
     syncs: AtomicU64,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
+    /// Somebody has needed a place to write: from then on there are segments.
+    pub needed: AtomicBool,
+    /// One at a time makes segments.
+    pub housework: tokio::sync::Mutex<()>,
     pub wake: Arc<Notify>,
 }
 
@@ -136,6 +140,8 @@ impl DiskBack {
             syncs: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
+            needed: AtomicBool::new(false),
+            housework: tokio::sync::Mutex::default(),
             wake: Arc::new(Notify::new()),
         }
     }

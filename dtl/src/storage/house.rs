@@ -27,7 +27,7 @@ pub(super) async fn keep_house(store: Weak<Store>) {
         let wake = back.wake.clone();
         let clock = strong.clock.clone();
         let short = match strong.tidy().await {
-            Ok(()) => !strong.back.as_ref().is_some_and(DiskBack::has_room),
+            Ok(()) => back.needed.load(Ordering::Acquire) && !back.has_room(),
             Err(error) => {
                 if back.check().is_err() {
                     return;
@@ -58,9 +58,44 @@ impl Drop for Store {
 }
 
 impl Store {
+    /// Sees to it that there is a segment to write to. A store of which nobody wants anything writes nothing: a segment costs as much as
+    /// it is large.
+    pub(super) async fn prepare(&self) -> Result<()> {
+        let Some(back) = &self.back else { return Ok(()) };
+        if back.needed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _alone = back.housework.lock().await;
+        if back.needed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        back.check()?;
+        // One is enough to begin with; more are made behind whoever waits here.
+        self.make(back).await?;
+        self.begin(back).await?;
+        back.needed.store(true, Ordering::Release);
+        back.wake.notify_one();
+        Ok(())
+    }
+
+    /// Removes what an earlier process left, if nothing in it is known of.
+    pub(super) async fn sweep(&self) -> Result<()> {
+        let Some(back) = &self.back else { return Ok(()) };
+        let left = std::mem::take(&mut back.space.lock().closed);
+        for segment in left {
+            back.disk.remove(&segment.name).await?;
+            back.space.lock().files -= 1;
+        }
+        Ok(())
+    }
+
     /// Frees, makes and cleans segments until there is nothing to do.
     pub(super) async fn tidy(&self) -> Result<()> {
         let Some(back) = &self.back else { return Ok(()) };
+        if !back.needed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _alone = back.housework.lock().await;
         // Each segment is cleaned once at most in one go: what is full of what is needed stays so.
         let mut cleanings = back.space.lock().closed.len();
         loop {

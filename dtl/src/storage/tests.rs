@@ -347,6 +347,60 @@ async fn a_failed_sync_is_the_end_until_the_next_start() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_store_of_which_nobody_wants_anything_takes_no_room() {
+    let disk = SimDisk::new();
+    let files = async || disk.list().await.unwrap().len();
+    for _ in 0..3 {
+        let (store, _) = disk_store(&disk).await;
+        store.tidy().await.unwrap();
+        assert_eq!(files().await, 0, "before anybody came");
+        disk.kill();
+    }
+    let (store, _) = disk_store(&disk).await;
+    let key = log(&store, V, 5, 0).await;
+    assert!(files().await > 0);
+    takes(&store, key, 1..=3, 500).await;
+    disk.kill();
+    drop(store);
+    // What is kept has a place to be sealed in.
+    let (store, found) = disk_store(&disk).await;
+    assert_eq!((found.logs, found.entries), (1, 3));
+    store.seal(V, Epoch(9)).await.unwrap();
+    store.forget(V, Epoch(u64::MAX)).unwrap();
+    // It is written down with what comes next.
+    let other = log(&store, VolumeId(8), 1, 0).await;
+    store.seal(other.volume, Epoch(2)).await.unwrap();
+    store.forget(other.volume, Epoch(u64::MAX)).unwrap();
+    log(&store, VolumeId(9), 1, 0).await;
+    assert!(files().await > 0);
+    disk.kill();
+    drop(store);
+    let (store, found) = disk_store(&disk).await;
+    assert_eq!(found.volumes, 1, "what was forgotten stays so");
+    // A seal of what it never had is kept, too.
+    drop(store);
+    let disk = SimDisk::new();
+    let (store, _) = disk_store(&disk).await;
+    store.seal(V, Epoch(9)).await.unwrap();
+    disk.crash(|| false);
+    drop(store);
+    let (store, found) = disk_store(&disk).await;
+    assert_eq!((found.volumes, store.status(V).0), (1, Epoch(9)));
+    assert_eq!(kind(store.create(V, Epoch(8), 1, Lsn(0)).await), ErrorKind::Fenced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_without_room_refuses_who_comes_and_takes_them_when_there_is_some() {
+    let disk = SimDisk::new();
+    disk.set_faults(SimDiskFaults { full: true, ..Default::default() });
+    let (store, _) = disk_store(&disk).await;
+    assert_eq!(kind(store.create(V, Epoch(5), 1, Lsn(0)).await), ErrorKind::NoSpace);
+    disk.set_faults(SimDiskFaults::default());
+    let key = log(&store, V, 5, 0).await;
+    takes(&store, key, 1..=3, 500).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_thousand_quiet_volumes_are_a_few_files() {
     let disk = SimDisk::new();
     let limits = Limits { volumes: 2000, ..Limits::default() };

@@ -26,6 +26,8 @@ use tokio::task::JoinHandle;
 pub struct Options {
     /// Who asks, as people call it: told to others that are refused.
     pub client: String,
+    /// The name of the router on behalf of whose clients this asks; empty: none.
+    pub via: String,
     /// Who else may be attached.
     pub mode: Mode,
     /// The attachment of a process before this one, to be taken over without waiting for its lease; `None`: one
@@ -49,6 +51,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             client: format!("process {}", std::process::id()),
+            via: String::new(),
             mode: Mode::Exclusive,
             resume: None,
             deadline: Duration::from_secs(120),

@@ -213,6 +213,7 @@ impl Pump {
                 pass_on: self.owner_is_out_of_reach,
                 hops: 0,
                 client: core.options.client.clone(),
+                via: core.options.via.clone(),
             };
             let mut out = BytesMut::new();
             let _: Bytes = ToServer::Attach(attach).put(&mut out, CHANNEL);

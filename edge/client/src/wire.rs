@@ -78,6 +78,8 @@ pub struct Attach {
     pub hops: u8,
     /// Who asks, as people call it: told to others that are refused.
     pub client: String,
+    /// The router on behalf of whose clients this is asked, or that passed it on; empty: none.
+    pub via: String,
 }
 
 /// How much may be under way: requests, and bytes of their payload or of the payload that they ask for.
@@ -439,6 +441,7 @@ impl ToServer {
                 b.put_u8(attach.hops);
                 put_text(b, &attach.export);
                 put_text(b, &attach.client);
+                put_text(b, &attach.via);
             }),
             ToServer::Detach => put(buf, verb::DETACH, channel, &[], |_| {}),
             ToServer::Leave => put(buf, verb::LEAVE, channel, &[], |_| {}),

@@ -91,6 +91,11 @@ impl VolumeRecord {
         record
     }
 
+    /// The router that has claimed it, or that owned it last.
+    pub fn owner(&self) -> &Name {
+        self.holder.as_ref().map_or(&self.registration.owner, |holder| &holder.node)
+    }
+
     /// Of a volume whose first owner is `owner`; `config` is how its tail is to be replicated.
     pub(crate) fn new(vpool: Name, vdisk: Name, owner: Name, config: Config) -> Self {
         Self {

@@ -121,6 +121,9 @@ pub struct VdiskRecord {
     /// Bytes that the read cache may hold of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_quota: Option<u64>,
+    /// Whether it moves to where it is used; where nothing is said, as the router's configuration has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_migrate: Option<bool>,
 }
 
 /// `deleted/{pool}/{volume id}`: a vDisk whose last Manifests are kept for a grace.
@@ -168,6 +171,7 @@ impl VdiskRecord {
             leaving: Vec::new(),
             qos: None,
             cache_quota: None,
+            auto_migrate: None,
         }
     }
 }

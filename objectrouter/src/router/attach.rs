@@ -2,12 +2,13 @@
 
 use super::Router;
 use crate::registry::{AttachedRecord, NodeRecord, VolumeRecord};
+use crate::traffic::Tally;
 use crate::vdisk::Vdisk;
 use async_trait::async_trait;
 use common::{BlockDevice, Epoch, Error, ErrorKind, Geometry, Lsn, Name, Result, VolumeId, mutant};
 use edge::protocol::{
-    Attach, Attached, Attachments, Done, Forwarder, Holder, Mode, Moved, Op, Outcome, Owned, Plain,
-    Recovered, Refusal, Refused, Volume,
+    Attach, Attached, Attachments, Done, Forwarder, Granted, Holder, Mode, Moved, Op, Outcome, Owned, Plain,
+    Recovered, Refusal, Refused, Reply, Request, Volume,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +56,17 @@ impl RouterAttachments {
             // The next owner would not know it, and who does not know it turns it away for good.
             return Err(vdisk.why_closed().into());
         }
-        Ok(attached)
+        Ok(match self.via(attach) {
+            Some(via) => Arc::new(Through { attached, tally: vdisk.traffic.by_way_of(&via) }),
+            None => attached,
+        })
+    }
+
+    /// The other router by way of which a client comes. Names of nobody are not kept.
+    fn via(&self, attach: &Attach) -> Option<Name> {
+        let name: Name = attach.via.parse().ok()?;
+        let cluster = &self.router.cluster;
+        (name != *cluster.me() && cluster.node(&name).is_some()).then_some(name)
     }
 
     async fn attach_snapshot(
@@ -123,7 +134,10 @@ impl Attachments for RouterAttachments {
             Place::At(owner, node) if attach.hops > 0 || self.redirect && !attach.pass_on => {
                 Err(Refusal::Moved(moved(&vdisk, &owner, node)))
             }
-            Place::At(_, node) => self.forwarder.attach(&node.addresses.edge, attach).await,
+            Place::At(_, node) => {
+                let attach = Attach { via: self.router.node().to_string(), ..attach };
+                self.forwarder.attach(&node.addresses.edge, attach).await
+            }
             Place::Nowhere(error) => Err(error.into()),
         }
     }
@@ -249,6 +263,43 @@ impl Volume for Served {
         if !self.is_open() {
             return Err(self.refused(Error::new(ErrorKind::NotOwner, "the vDisk is not open here any more")));
         }
-        self.carry_out(op).await.map_err(|error| self.refused(error))
+        let asked = Tally::weigh(&op);
+        let done = self.carry_out(op).await.map_err(|error| self.refused(error))?;
+        self.vdisk.traffic.all.add(asked);
+        Ok(done)
+    }
+}
+
+/// An attachment by way of another router: what is done for it is counted.
+struct Through {
+    attached: Arc<dyn Attached>,
+    tally: Arc<Tally>,
+}
+
+#[async_trait]
+impl Attached for Through {
+    fn granted(&self) -> Granted {
+        self.attached.granted()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.attached.geometry()
+    }
+
+    fn heard(&self) {
+        self.attached.heard();
+    }
+
+    async fn call(&self, request: Request) -> Reply {
+        let asked = Tally::weigh(&request.op);
+        let reply = self.attached.call(request).await;
+        if matches!(reply.outcome, Outcome::Done | Outcome::Data(_)) {
+            self.tally.add(asked);
+        }
+        reply
+    }
+
+    async fn detach(&self) {
+        self.attached.detach().await;
     }
 }

@@ -46,6 +46,15 @@ pub struct RouterInfo {
     pub vdisks: usize,
 }
 
+/// Who wants a vDisk to be elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MovedBy {
+    /// An operator, or this router, which drains.
+    Operator,
+    /// Its clients at the other router: those that are here are not cut off for them.
+    Clients,
+}
+
 /// What is to change in how the tail of a vDisk is replicated; `None` stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DtlWish {
@@ -88,10 +97,7 @@ impl Router {
         let nodes = self.cluster.nodes();
         let mut owned: BTreeMap<Name, usize> = BTreeMap::new();
         for vdisk in self.all_vdisks() {
-            let volume = vdisk.owned().record;
-            *owned
-                .entry(volume.holder.map_or(volume.registration.owner, |holder| holder.node))
-                .or_default() += 1;
+            *owned.entry(vdisk.owned().record.owner().clone()).or_default() += 1;
         }
         let known = self.records().routers().await?;
         let info = |(name, record): (Name, RouterRecord)| RouterInfo {
@@ -130,13 +136,16 @@ impl Router {
         let (router, to) = (self.clone(), to.clone());
         let task = format!("move vDisk {vdisk} to {to}");
         let work = async move {
-            router.do_move(&vdisk, &to).await.context(format!("vDisk '{vdisk}' was not moved to '{to}'"))?;
+            router
+                .do_move(&vdisk, &to, MovedBy::Operator)
+                .await
+                .context(format!("vDisk '{vdisk}' was not moved to '{to}'"))?;
             Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await
     }
 
-    async fn do_move(self: &Arc<Self>, vdisk: &Arc<Vdisk>, to: &Name) -> Result<()> {
+    pub(super) async fn do_move(self: &Arc<Self>, vdisk: &Arc<Vdisk>, to: &Name, by: MovedBy) -> Result<()> {
         let has_tail = |v: &Vdisk| {
             let record = v.owned().record;
             is_replicated(&record) && record.registration.config.peers.iter().any(|peer| peer.node == *to)
@@ -152,6 +161,9 @@ impl Router {
             let why = Error::new(ErrorKind::NotOwner, format!("it is on its way to router '{to}'"));
             // If it stays, who was attached is attached: what they asked for in this epoch may be under way.
             let attached = vdisk.attached();
+            if by == MovedBy::Clients && vdisk.has_handles() {
+                return Err(Error::new(ErrorKind::Denied, "clients of this router have it open"));
+            }
             let Some(volume) = vdisk.evict(why) else { return Err(vdisk.why_closed()) };
             let peer = has_tail(vdisk);
             let done = match peer {
@@ -314,6 +326,53 @@ impl Router {
         self.give_away_if_draining()
     }
 
+    /// Gives all vDisks away before this router leaves for good; returns when it owns none. Nothing of that outlasts its seat.
+    ///
+    /// # Errors
+    /// `Conflict`, with their names, when some are left after `limit`, or nobody is there to take them: then it takes vDisks as before.
+    pub async fn give_all_away(self: &Arc<Self>, limit: Duration) -> Result<()> {
+        let me = self.cluster.me().clone();
+        let mine = || {
+            let all = self.all_vdisks().into_iter();
+            all.filter(|vdisk| vdisk.owned().record.owner() == &me).collect::<Vec<_>>()
+        };
+        self.cluster.retire().await?;
+        self.give_away_if_draining()?;
+        let until = self.clock.now() + limit;
+        loop {
+            let left = mine();
+            if left.is_empty() {
+                return Ok(());
+            }
+            let takers =
+                self.cluster.nodes().into_iter().filter(|(name, node)| *name != me && !node.draining);
+            let alone = takers.count() == 0;
+            if alone || self.clock.now() >= until {
+                self.take_vdisks_again().await?;
+                let why = if alone {
+                    "no other storage router is there to take them".to_owned()
+                } else {
+                    format!("the log says why, and {limit:?} have passed")
+                };
+                return Err(Error::conflict(format!(
+                    "storage router '{me}' still owns {} vDisk(s), {}: {why}",
+                    left.len(),
+                    named(left.iter())
+                )));
+            }
+            self.clock.sleep(LOOK).await;
+        }
+    }
+
+    /// Ends what [`Router::give_all_away`] began; one that drains by an operator's wish goes on with that.
+    pub async fn take_vdisks_again(&self) -> Result<()> {
+        let name = self.cluster.me();
+        match self.records().router(name).await? {
+            Some(Stored { record, revision }) => self.cluster.announce(&record, revision).await,
+            None => Err(Error::not_found(format!("the registry has no storage router '{name}'"))),
+        }
+    }
+
     /// Begins to give all vDisks away, unless that is under way or not wished.
     pub(super) fn give_away_if_draining(self: &Arc<Self>) -> Result<()> {
         let draining = self.cluster.node(self.cluster.me()).is_some_and(|node| node.draining);
@@ -333,7 +392,7 @@ impl Router {
             futures::stream::iter(mine)
                 .for_each_concurrent(MOVES, |vdisk| async move {
                     let Some(to) = self.heir(&vdisk) else { return };
-                    if let Err(error) = self.do_move(&vdisk, &to).await {
+                    if let Err(error) = self.do_move(&vdisk, &to, MovedBy::Operator).await {
                         tracing::warn!(vdisk = %vdisk, %to, %error, "can't give a vDisk away yet");
                     }
                 })

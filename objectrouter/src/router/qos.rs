@@ -1,4 +1,4 @@
-//! Limits and cache quotas of vDisks, changed at run time.
+//! Limits and cache quotas of vDisks, and whether they follow their clients, changed at run time.
 
 use super::Router;
 use crate::qos::Qos;
@@ -53,6 +53,29 @@ impl Router {
             let _work = vdisk.work.lock().await;
             router.change_record(&vdisk, |record| record.cache_quota = quota).await?;
             router.driver.set_cache_quota(vdisk.id, quota);
+            Ok(router.info(&vdisk))
+        };
+        self.tasks.run(task, work).await
+    }
+
+    /// Whether a vDisk moves to the router through which most of what is asked of it comes; `None`: as the configuration of
+    /// its owner says.
+    ///
+    /// # Errors
+    /// [`common::ErrorKind::NotFound`], [`common::ErrorKind::NotOwner`].
+    pub async fn set_auto_migrate(
+        self: &Arc<Self>,
+        vpool: &str,
+        name: &str,
+        follows: Option<bool>,
+    ) -> Result<VdiskInfo> {
+        let vdisk = self.find_vdisk(vpool, name)?;
+        self.not_elsewhere(&vdisk)?;
+        let router = self.clone();
+        let task = format!("say whether vDisk {vdisk} moves to where it is used");
+        let work = async move {
+            let _work = vdisk.work.lock().await;
+            router.change_record(&vdisk, |record| record.auto_migrate = follows).await?;
             Ok(router.info(&vdisk))
         };
         self.tasks.run(task, work).await

@@ -11,6 +11,7 @@ use crate::vdisk::{Phase, Vdisk, VdiskInfo};
 use bytes::Bytes;
 use common::error::Context;
 use common::{BlockDevice, Error, ErrorKind, Name, Result, VolumeId};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use volumedriver::{Description, SnapshotChange, SnapshotInfo, Volume};
@@ -113,7 +114,11 @@ impl Router {
         taken.pop().map(|(_, shown)| shown).ok_or_else(|| Error::internal("no snapshot was taken"))
     }
 
-    /// Takes a snapshot of each vDisk, (vPool, name) each, under one name and at one instant.
+    /// Takes a snapshot of each vDisk, (vPool, name) each, under one name and at one instant. This router has to own all of them: an instant
+    /// is one at which no client has an answer of any of them, and only their owner gives those.
+    ///
+    /// # Errors
+    /// `Conflict`, with their names, when they have several owners; `NotOwner` when all of them have another one.
     pub async fn take_snapshots(
         self: &Arc<Self>,
         vdisks: &[(String, String)],
@@ -123,6 +128,7 @@ impl Router {
         if vdisks.is_empty() || vdisks.len() > MAX_GROUP {
             return Err(Error::invalid(format!("a group of {} vDisks: 1 to {MAX_GROUP}", vdisks.len())));
         }
+        self.has_one_owner(vdisks)?;
         let mut open = Vec::with_capacity(vdisks.len());
         for (vpool, name) in vdisks {
             let (vdisk, volume) = self.open_vdisk(vpool, name).await?;
@@ -148,6 +154,32 @@ impl Router {
             shown.collect()
         };
         self.tasks.run(task, work).await
+    }
+
+    /// Fails where vDisks have several owners, and says how they get one.
+    fn has_one_owner(&self, vdisks: &[(String, String)]) -> Result<()> {
+        let mut owners: BTreeMap<Name, Vec<String>> = BTreeMap::new();
+        for (vpool, name) in vdisks {
+            let vdisk = self.find_vdisk(vpool, name)?;
+            if let Some(owner) = self.successor(&vdisk) {
+                owners.entry(owner).or_default().push(vdisk.to_string());
+            }
+        }
+        // Where most of them are, the others go.
+        let Some((most, _)) = owners.iter().max_by_key(|(_, vdisks)| vdisks.len()) else { return Ok(()) };
+        let rest: Vec<_> = owners.iter().filter(|(owner, _)| *owner != most).collect();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let where_they_are: Vec<_> =
+            owners.iter().map(|(owner, vdisks)| format!("'{owner}' has {}", vdisks.join(", "))).collect();
+        let moves: Vec<_> = rest.iter().flat_map(|(_, vdisks)| vdisks.iter()).collect();
+        Err(Error::conflict(format!(
+            "one storage router has to own all vDisks of a group, so that all of them stand still at one instant: {}; move {} to '{most}' \
+             first (storagerouter vdisk move NAME --to {most}); no snapshot was taken",
+            where_they_are.join("; "),
+            named(moves.into_iter())
+        )))
     }
 
     /// The snapshots of a vDisk, the oldest first.

@@ -161,12 +161,15 @@ impl Replicas {
         self.shunned.lock().iter().map(|(node, _)| node.clone()).collect()
     }
 
-    fn release(&self, peer: &PeerLog) {
+    /// Sends a log nothing any more. Of what it has, everything up to `unneeded` may go.
+    fn release(&self, peer: &PeerLog, unneeded: Option<Lsn>) {
         let mut slots = self.slots.write();
         if let Some(at) = slots.iter().position(|slot| slot.peer.get() == Some(peer)) {
             let slot = slots.swap_remove(at);
             drop(slots);
-            drop(slot);
+            if let (Some(replica), Some(lsn)) = (slot.replica.get(), unneeded) {
+                replica.trim(lsn);
+            }
         }
     }
 
@@ -310,7 +313,14 @@ async fn run(shared: Weak<Shared>) {
                         async move { Done::Recruited(peers.recruit(id, want, &avoid).await) },
                     ));
                 }
-                Action::Release(peer) => replicas.release(&peer),
+                Action::Release(peer) => {
+                    let unneeded = {
+                        let core = volume.core.lock();
+                        let names_none = |c: &Config| c.mode == Mode::None && c.peers.is_empty();
+                        core.replication().is_some_and(names_none).then(|| core.assigned())
+                    };
+                    replicas.release(&peer, unneeded);
+                }
                 Action::Flush(peer, lsn) => replicas.flush_one(&peer, lsn),
                 Action::Fenced => {
                     let why = format!("another router owns the volume; epoch {} is over", volume.epoch);

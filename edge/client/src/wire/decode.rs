@@ -242,6 +242,7 @@ fn attach(r: &mut Reader) -> Parsed<Attach> {
         hops: r.u8()?,
         export: r.text()?,
         client: r.text()?,
+        via: r.text()?,
     })
 }
 

@@ -7,8 +7,9 @@ fn text() -> impl Strategy<Value = String> {
 
 fn attach() -> impl Strategy<Value = Attach> {
     let mode = prop_oneof![Just(Mode::Exclusive), Just(Mode::ReadOnly), Just(Mode::Shared)];
-    (text(), mode, any::<u128>(), any::<u64>(), any::<u64>(), any::<[bool; 2]>(), any::<u8>(), text())
-        .prop_map(|(export, mode, attachment, session, since, [resumed, pass_on], hops, client)| Attach {
+    let names = (text(), text(), text());
+    (names, mode, any::<u128>(), any::<u64>(), any::<u64>(), any::<[bool; 2]>(), any::<u8>()).prop_map(
+        |((export, client, via), mode, attachment, session, since, [resumed, pass_on], hops)| Attach {
             export,
             mode,
             attachment,
@@ -18,7 +19,9 @@ fn attach() -> impl Strategy<Value = Attach> {
             pass_on,
             hops,
             client,
-        })
+            via,
+        },
+    )
 }
 
 fn payload() -> impl Strategy<Value = Bytes> {

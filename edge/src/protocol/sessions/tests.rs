@@ -23,6 +23,7 @@ fn ask(id: u128, session: u64, mode: Mode, since: u64) -> Attach {
         pass_on: false,
         hops: 0,
         client: format!("host {id}"),
+        via: String::new(),
     }
 }
 

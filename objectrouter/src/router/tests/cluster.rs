@@ -1,5 +1,7 @@
 //! Two and three routers on one registry and one store.
 
+mod pulls;
+
 use super::*;
 use crate::VdiskState;
 use crate::registry::Incarnation;
@@ -425,4 +427,66 @@ async fn nobody_claims_what_somebody_alive_holds() {
     let lease = nodes[0].router.cluster.incarnation().unwrap().lease;
     let holder = Some(Incarnation { node: "a".parse().unwrap(), lease });
     assert_eq!((worlds[0].volume(id).await, before.holder.clone()), (before, holder));
+}
+#[tokio::test(start_paused = true)]
+async fn a_group_of_several_owners_is_refused_with_their_names_and_no_snapshot_is_taken() {
+    let (worlds, nodes) = three().await;
+    nodes[0].vdisk("p", "e").await.unwrap();
+    nodes[1].vdisk("p", "f").await.unwrap();
+    let spec =
+        TakeSnapshot { name: "s".parse().unwrap(), consistent: false, sticky: false, metadata: Bytes::new() };
+    let group =
+        |names: &[&str]| names.iter().map(|name| ("p".to_string(), name.to_string())).collect::<Vec<_>>();
+    for _ in 0..1000 {
+        if nodes.iter().all(|node| node.router.vdisks().len() == 3) {
+            break;
+        }
+        worlds[0].clock.sleep(Duration::from_millis(10)).await;
+    }
+    for node in &nodes {
+        let refused = node.router.take_snapshots(&group(&["d", "e", "f"]), spec.clone()).await.unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::Conflict, "{refused}");
+        for part in ["'a' has p/d, p/e", "'b' has p/f", "move 'p/f' to 'a' first"] {
+            assert!(refused.message().contains(part), "{part}: {refused}");
+        }
+    }
+    assert!(nodes[0].router.snapshots("p", "d").await.unwrap().is_empty());
+    // Of those that one has, that one takes it.
+    let elsewhere = nodes[2].router.take_snapshots(&group(&["d", "e"]), spec.clone()).await.unwrap_err();
+    assert_eq!(elsewhere.kind, ErrorKind::NotOwner, "{elsewhere}");
+    nodes[1].router.move_vdisk("p", "f", &"a".parse().unwrap()).await.unwrap();
+    let taken = nodes[0].router.take_snapshots(&group(&["d", "e", "f"]), spec).await.unwrap();
+    assert_eq!(taken.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vdisk_that_is_not_replicated_any_more_names_no_peer() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let (peer, _) = roles(&worlds, id).await;
+    let service = worlds[0].wire.services.lock()[&worlds[peer].name].clone();
+    worlds[0].away("s1", true);
+    nodes[0].open("p/d").await.unwrap().write(0, block(1), false).await.unwrap();
+    let kept = || service.store().bytes();
+    assert!(kept() > 4096, "{}", kept());
+    let none = DtlWish { mode: Some(dtl::Mode::None), ..DtlWish::default() };
+    nodes[0].router.set_dtl("p", "d", none).await.unwrap();
+    nodes[0].until("without peers", |info| info.dtl.peers.is_empty()).await;
+    let record = worlds[0].volume(id).await;
+    assert_eq!(
+        (record.registration.config.mode, record.registration.config.peers.len()),
+        (dtl::Mode::None, 0)
+    );
+    for _ in 0..1000 {
+        if kept() < 4096 {
+            break;
+        }
+        worlds[0].clock.sleep(Duration::from_millis(10)).await;
+    }
+    assert!(kept() < 4096, "what it kept is of no use any more: {}", kept());
+    worlds[0].away("s1", false);
+    let sync = DtlWish { mode: Some(dtl::Mode::Sync), ..DtlWish::default() };
+    nodes[0].router.set_dtl("p", "d", sync).await.unwrap();
+    nodes[0].in_sync().await;
+    assert_eq!(nodes[0].first().await, 1);
 }
