@@ -135,6 +135,10 @@ pub struct VdiskPatch {
     /// How its acknowledged tail is to be replicated from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtl: Option<DtlPatch>,
+    /// Whether it moves to the router through which most of what is asked of it comes: `on`, `off`, or `default`, as the configuration of
+    /// its owner says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_migrate: Option<String>,
 }
 
 /// What the read cache holds of a vDisk, and how well it serves.
@@ -217,6 +221,9 @@ pub struct Vdisk {
     pub scrub: Option<ScrubState>,
     /// How its acknowledged tail is replicated.
     pub dtl: Dtl,
+    /// Whether it moves to where it is used; absent: as the configuration of its owner says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_migrate: Option<bool>,
     /// The node that owns it; `local` is the one that answered.
     pub owner: String,
     /// Where an NBD client finds it.

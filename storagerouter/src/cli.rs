@@ -373,7 +373,7 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         #[arg(long, value_name = "SIZE", value_parser = crate::size::parse)]
         size: u64,
     },
-    /// Make a vDisk read-only or writable, or bound what the read cache holds of it
+    /// Make a vDisk read-only or writable, bound what the read cache holds of it, or change how it is replicated and moves
     #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
     Set {
         /// VPOOL/NAME, or NAME when unique
@@ -384,9 +384,10 @@ Sizes: 10GiB, 10G (the same), 512MiB, 1TiB, or bytes; up to 64 TiB.")]
         /// Bytes of the read cache, memory and SSD, for the clusters of this vDisk
         #[arg(long, value_name = "SIZE|none", group = "change", value_parser = cache_quota)]
         cache_quota: Option<u64>,
-        /// dtl.mode=none|async|sync, dtl.peers=1|2, dtl.needed=all|one, dtl.on_failure=degrade|block
-        #[arg(value_name = "KEY=VALUE", group = "change", value_parser = routers::dtl_setting)]
-        settings: Vec<routers::DtlSetting>,
+        /// dtl.mode=none|async|sync, dtl.peers=1|2, dtl.needed=all|one, dtl.on_failure=degrade|block,
+        /// auto_migrate=on|off|default
+        #[arg(value_name = "KEY=VALUE", group = "change", value_parser = routers::setting)]
+        settings: Vec<routers::Setting>,
     },
     /// Give a vDisk to another storage router; its clients wait for a moment
     Move {

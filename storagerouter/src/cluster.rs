@@ -30,6 +30,7 @@ use framework::types::BackedUp;
 use kvstore::transport::Tls;
 use kvstore::{Client, Instance};
 use membership::{Membership, Stage};
+use objectrouter::Router;
 use seats::Seats;
 use start::peers;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CHANGE: Duration = Duration::from_secs(30);
 /// How long it is waited that somebody else takes the lead.
 const HAND_OVER: Duration = Duration::from_secs(2);
+
+/// How long a router that leaves may take to give its vDisks away.
+const EMPTYING: Duration = Duration::from_secs(300);
 
 /// The registry of this process, and this router's place in it.
 pub struct Cluster {
@@ -115,16 +119,17 @@ impl Cluster {
     }
 
     /// What the API works on.
-    pub fn control(self: &Arc<Self>) -> ClusterControl {
+    pub fn control(self: &Arc<Self>, router: &Arc<Router>) -> ClusterControl {
         let (status, leave, backup) = (self.clone(), self.clone(), self.clone());
+        let router = router.clone();
         ClusterControl {
             status: Arc::new(move || {
                 let cluster = status.clone();
                 Box::pin(async move { cluster.status().await })
             }),
-            leave: Arc::new(move |member| {
-                let cluster = leave.clone();
-                Box::pin(async move { cluster.leave(member).await })
+            leave: Arc::new(move |member, force| {
+                let (cluster, router) = (leave.clone(), router.clone());
+                Box::pin(async move { cluster.leave(member, force, &router).await })
             }),
             backup: Arc::new(move |path| {
                 let cluster = backup.clone();
@@ -146,8 +151,8 @@ impl Cluster {
         Seats { client: client.within(PATIENCE), clock: self.clock.clone(), limit }
     }
 
-    /// Takes `member` out of the cluster, or this router itself.
-    async fn leave(&self, member: Option<u64>) -> Result<()> {
+    /// Takes `member` out of the cluster, or this router itself, once it owns nothing any more or by `force`.
+    async fn leave(&self, member: Option<u64>, force: bool, router: &Arc<Router>) -> Result<()> {
         let _one = self.changing.lock().await;
         let own = self.instance.member();
         let member = member.unwrap_or(own);
@@ -168,6 +173,11 @@ impl Cluster {
             tracing::info!(member, "removed from the cluster");
             return roster::forget(&self.client, member).await;
         }
+        if !force {
+            router.give_all_away(EMPTYING).await.map_err(|e| {
+                e.context("the router does not leave yet (mend that, or leave with --force: then they wait for what it uploads when it stops)")
+            })?;
+        }
         let mut note = Membership::here(&self.data_dir, self.group(), own)?;
         note.peers = status.members.iter().filter(|(id, _)| **id != own).map(|(_, a)| a.clone()).collect();
         note.move_to(Stage::Leaving { member: own }, &self.data_dir)?;
@@ -181,6 +191,9 @@ impl Cluster {
             )),
             Err(error) => {
                 note.move_to(Stage::Member { member: own }, &self.data_dir)?;
+                if !force && let Err(again) = router.take_vdisks_again().await {
+                    tracing::warn!(error = %again, "the router takes no vDisks until it is started again");
+                }
                 Err(error)
             }
         }

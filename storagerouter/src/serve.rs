@@ -296,7 +296,7 @@ impl Running {
             router: router.clone(),
             metrics: Arc::new(registry),
             log: log_filter(log),
-            cluster: cluster.control(),
+            cluster: cluster.control(&router),
             version: framework::types::Version {
                 product: "storagerouter".to_string(),
                 version: env!("CARGO_PKG_VERSION").to_string(),

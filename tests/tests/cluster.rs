@@ -221,6 +221,37 @@ fn a_router_leaves_and_may_join_again_under_another_id() -> Result<()> {
 }
 
 #[test]
+fn a_router_that_leaves_gives_its_vdisks_away_first() -> Result<()> {
+    let folder = scratch("leave-disks")?;
+    let first = Router::start(config(folder.path(), "a")?)?;
+    let mut second = joined(config(folder.path(), "b")?, &first.config)?;
+    let third = joined(config(folder.path(), "c")?, &first.config)?;
+    make_vpool(&second, folder.path(), "p")?;
+    for disk in ["v", "w"] {
+        second.cli(&["vdisk", "create", disk, "--vpool", "p", "--size", "64M"])?;
+    }
+    let id = number(&status(&second)?, "member")?;
+    second.cli(&["cluster", "leave"])?;
+    let ended = second.wait(20)?;
+    ensure!(ended.success(), "{ended}: {}", second.log());
+    ensure!(second.log().contains("left its cluster"), "{}", second.log());
+    let routers = [first, third];
+    let all = agree(&routers, 2)?;
+    ensure!(!all["members"].to_string().contains(&format!("\"member\":{id},")), "{all}");
+    // They were served elsewhere before it went.
+    for disk in ["p/v", "p/w"] {
+        let said = routers[0].show(disk)?;
+        ensure!(said["state"] == "serving", "{said}");
+    }
+    // Back under its name, it takes vDisks again.
+    join(&second.config, &routers[0].config)?.ok()?;
+    second.start_again()?;
+    let said = second.cli_json(&["router", "show", "b"])?;
+    ensure!(said["draining"] == false, "{said}");
+    Ok(())
+}
+
+#[test]
 fn what_can_not_join_is_told_why() -> Result<()> {
     let folder = scratch("refuse")?;
     let first = Router::start(config(folder.path(), "a")?)?;

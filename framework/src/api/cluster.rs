@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 /// Tells how the cluster is.
 pub type GetCluster = Arc<dyn Fn() -> BoxFuture<'static, Result<ClusterStatus>> + Send + Sync>;
-/// Removes a member, or this router where none is named.
-pub type LeaveCluster = Arc<dyn Fn(Option<u64>) -> BoxFuture<'static, Result<()>> + Send + Sync>;
+/// Removes a member, or this router where none is named; that one gives its vDisks away first, unless it is forced.
+pub type LeaveCluster = Arc<dyn Fn(Option<u64>, bool) -> BoxFuture<'static, Result<()>> + Send + Sync>;
 /// Writes a backup of the registry to a new file.
 pub type BackUp = Arc<dyn Fn(String) -> BoxFuture<'static, Result<BackedUp>> + Send + Sync>;
 
@@ -38,18 +38,18 @@ pub(super) async fn status(extract::State(state): extract::State<State>) -> Answ
     Ok(Json((state.cluster.status)().await?))
 }
 
-/// Leave the cluster; this router stops then. With a member: remove that one, which must be dead.
+/// Leave the cluster: this router gives its vDisks away first, and stops then. With a member: remove that one, which must be dead.
 #[utoipa::path(post, path = "/api/v1/cluster/leave", tag = "cluster", params(ClusterLeave), responses(
     (status = 204, description = "It is no member any more"),
     (status = 404, description = "There is no such member", body = Problem),
-    (status = 409, description = "It is alone, or the member to remove leads", body = Problem),
+    (status = 409, description = "It is alone, or has vDisks that nobody takes, or the member to remove leads", body = Problem),
     (status = 503, description = "Too few members answer", body = Problem),
 ))]
 pub(super) async fn leave(
     extract::State(state): extract::State<State>,
     Params(query): Params<ClusterLeave>,
 ) -> Answer<StatusCode> {
-    (state.cluster.leave)(query.member).await?;
+    (state.cluster.leave)(query.member, query.force).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -12,7 +12,7 @@ use axum::Json;
 use axum::extract;
 use axum::http::StatusCode;
 use axum::http::header::LOCATION;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use common::{Error, Result};
 use objectrouter::{DescribeSnapshot, SnapshotShown, TakeSnapshot};
 
@@ -93,22 +93,31 @@ pub(super) async fn create(
     (status = 400, description = "The request can't be right", body = Problem),
     (status = 403, description = "One of the vDisks is a template", body = Problem),
     (status = 404, description = "There is no such vDisk", body = Problem),
-    (status = 409, description = "The name is taken; no snapshot was made", body = Problem),
+    (status = 307, description = "Another storage router owns all of them: ask there"),
+    (status = 409, description = "The name is taken, or several storage routers own them; no snapshot was made", body = Problem),
     (status = 503, description = "A vDisk is not open", body = Problem),
 ))]
 pub(super) async fn create_group(
     extract::State(state): extract::State<State>,
     Body(body): Body<GroupSnapshotCreate>,
-) -> Answer<impl IntoResponse> {
+) -> Answer<Response> {
     let names = body.vdisks.iter().map(|vdisk| match vdisk.split_once('/') {
         Some((vpool, name)) => Ok((vpool.to_owned(), name.to_owned())),
         None => Err(Error::invalid(format!("vdisks: '{}' is not VPOOL/NAME", vdisk.escape_debug()))),
     });
     let names: Vec<(String, String)> = names.collect::<Result<_>>()?;
+    // All of another router's: that one takes them.
+    let mut owners = names.iter().map(|(vpool, name)| state.router.owner_api(vpool, name));
+    if let Some(Some(owner)) = owners.next()
+        && owners.all(|other| other.as_ref() == Some(&owner))
+    {
+        let location = format!("{owner}/api/v1/snapshots");
+        return Ok((StatusCode::TEMPORARY_REDIRECT, [(LOCATION, location)]).into_response());
+    }
     let taken = state.router.take_snapshots(&names, spec(body.snapshot)?).await?;
     let items =
         taken.into_iter().map(|(info, s)| snapshot(format!("{}/{}", info.vpool, info.name), s)).collect();
-    Ok((StatusCode::CREATED, Json(SnapshotList { items })))
+    Ok((StatusCode::CREATED, Json(SnapshotList { items })).into_response())
 }
 
 /// One snapshot.

@@ -100,7 +100,7 @@ impl Api {
             },
             cluster: ClusterControl {
                 status: Arc::new(|| Box::pin(async { Err(Error::unavailable("it has stopped")) })),
-                leave: Arc::new(|member| {
+                leave: Arc::new(|member, _| {
                     Box::pin(async move {
                         match member {
                             None => Err(Error::conflict("it is alone")),

@@ -115,6 +115,7 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
             relocated_bytes: s.scrub.relocated_bytes,
         }),
         dtl,
+        auto_migrate: info.auto_migrate,
         owner: if info.owner == *state.router.node() { "local".into() } else { info.owner.to_string() },
         nbd_uri,
         nbd_unix_uri,
@@ -122,22 +123,23 @@ pub(super) fn shown(state: &State, info: VdiskInfo) -> Vdisk {
     }
 }
 
+fn one_of<T: Copy>(key: &str, given: Option<String>, known: &[(&str, T)]) -> Result<Option<T>> {
+    let Some(given) = given else { return Ok(None) };
+    let found = known.iter().find(|(name, _)| *name == given);
+    found.map(|(_, value)| Some(*value)).ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+        Error::invalid(format!("{key} '{}': choose {}", given.escape_debug(), names.join(" or ")))
+    })
+}
+
 fn dtl_wish(patch: DtlPatch) -> Result<DtlWish> {
-    fn one_of<T: Copy>(key: &str, given: Option<String>, known: &[(&str, T)]) -> Result<Option<T>> {
-        let Some(given) = given else { return Ok(None) };
-        let found = known.iter().find(|(name, _)| *name == given);
-        found.map(|(_, value)| Some(*value)).ok_or_else(|| {
-            let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
-            Error::invalid(format!("dtl.{key} '{}': choose {}", given.escape_debug(), names.join(" or ")))
-        })
-    }
     let modes = [("none", DtlMode::None), ("async", DtlMode::Async), ("sync", DtlMode::Sync)];
     let failures = [("degrade", DtlOnFailure::Degrade), ("block", DtlOnFailure::Block)];
     Ok(DtlWish {
-        mode: one_of("mode", patch.mode, &modes)?,
+        mode: one_of("dtl.mode", patch.mode, &modes)?,
         peers: patch.peers,
-        needed: one_of("needed", patch.needed, &[("all", DtlNeeded::All), ("one", DtlNeeded::One)])?,
-        on_failure: one_of("on_failure", patch.on_failure, &failures)?,
+        needed: one_of("dtl.needed", patch.needed, &[("all", DtlNeeded::All), ("one", DtlNeeded::One)])?,
+        on_failure: one_of("dtl.on_failure", patch.on_failure, &failures)?,
     })
 }
 
@@ -238,6 +240,8 @@ pub(super) async fn change(
     // A limit that can't be right is refused before anything is changed.
     let limits = body.qos.map(qos::asked).transpose()?;
     let dtl = body.dtl.map(dtl_wish).transpose()?;
+    let follows = [("on", Some(true)), ("off", Some(false)), ("default", None)];
+    let follows = one_of("auto_migrate", body.auto_migrate, &follows)?;
     let quota = body.cache_quota_bytes.map(|bytes| Some(bytes).filter(|bytes| *bytes > 0));
     objectrouter::check_cache_quota(quota.flatten())?;
     if let Some(size) = body.size_bytes {
@@ -252,13 +256,16 @@ pub(super) async fn change(
     if let Some(quota) = quota {
         info = Some(state.router.set_cache_quota(&vpool, &name, quota).await?);
     }
+    if let Some(follows) = follows {
+        info = Some(state.router.set_auto_migrate(&vpool, &name, follows).await?);
+    }
     if let Some(wish) = dtl {
         info = Some(state.router.set_dtl(&vpool, &name, wish).await?);
     }
     match info {
         Some(info) => Ok(Json(shown(&state, info))),
         None => Err(Error::invalid(
-            "nothing to change: give 'size_bytes', 'read_only', 'qos', 'cache_quota_bytes' or 'dtl'",
+            "nothing to change: give 'size_bytes', 'read_only', 'qos', 'cache_quota_bytes', 'auto_migrate' or 'dtl'",
         )
         .into()),
     }

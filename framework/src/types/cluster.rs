@@ -65,6 +65,9 @@ pub struct ClusterLeave {
     /// Who is removed; absent: the router that is asked, which stops then.
     #[serde(default)]
     pub member: Option<u64>,
+    /// Leave without giving the vDisks away first: what others have goes to them when the router stops, and the rest waits for what it can still upload then.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of `POST /api/v1/cluster/backup`.

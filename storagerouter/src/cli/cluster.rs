@@ -49,7 +49,7 @@ does one that is in another cluster, before it has left that.")]
         #[arg(long = "peer", value_name = "HOST:PORT", required = true)]
         peers: Vec<String>,
     },
-    /// Take the running router out of its cluster; it stops then
+    /// Give all vDisks of the running router away, and take it out of its cluster; it stops then
     #[command(after_help = "\
 Examples:
   storagerouter cluster leave
@@ -58,6 +58,9 @@ Examples:
         /// Remove this dead member, in place of the router that is asked
         #[arg(long, value_name = "ID")]
         member: Option<u64>,
+        /// Do not wait until all vDisks are given away
+        #[arg(long, conflicts_with = "member")]
+        force: bool,
     },
     /// Show the members, who leads, who answers, and how many may fail
     Status,

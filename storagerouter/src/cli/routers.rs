@@ -1,4 +1,4 @@
-//! The words of `router`, and of the settings of a vDisk's DTL.
+//! The words of `router`, and of what a vDisk is set to.
 
 use super::ApiArgs;
 use clap::{Args, Subcommand};
@@ -48,9 +48,9 @@ pub enum RouterAction {
     },
 }
 
-/// A setting of a vDisk's DTL.
+/// A setting of a vDisk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DtlSetting {
+pub enum Setting {
     /// `dtl.mode`.
     Mode(String),
     /// `dtl.peers`.
@@ -59,20 +59,23 @@ pub enum DtlSetting {
     Needed(String),
     /// `dtl.on_failure`.
     OnFailure(String),
+    /// `auto_migrate`.
+    AutoMigrate(String),
 }
 
-/// Reads `dtl.KEY=VALUE`; what values there are is the router's to say.
-pub fn dtl_setting(text: &str) -> Result<DtlSetting, String> {
+/// Reads `KEY=VALUE`; what values there are is the router's to say.
+pub fn setting(text: &str) -> Result<Setting, String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in dtl.mode=sync")?;
     let text = value.to_owned();
     Ok(match key {
-        "dtl.mode" => DtlSetting::Mode(text),
-        "dtl.peers" => DtlSetting::Peers(value.parse().map_err(|e| format!("dtl.peers '{value}': {e}"))?),
-        "dtl.needed" => DtlSetting::Needed(text),
-        "dtl.on_failure" => DtlSetting::OnFailure(text),
+        "dtl.mode" => Setting::Mode(text),
+        "dtl.peers" => Setting::Peers(value.parse().map_err(|e| format!("dtl.peers '{value}': {e}"))?),
+        "dtl.needed" => Setting::Needed(text),
+        "dtl.on_failure" => Setting::OnFailure(text),
+        "auto_migrate" => Setting::AutoMigrate(text),
         _ => {
             return Err(format!(
-                "there is no setting '{key}': dtl.mode, dtl.peers, dtl.needed, dtl.on_failure"
+                "there is no setting '{key}': dtl.mode, dtl.peers, dtl.needed, dtl.on_failure, auto_migrate"
             ));
         }
     })

@@ -82,8 +82,8 @@ pub async fn vdisk(args: &cli::Vdisk) -> Result<()> {
         }
         VdiskAction::Set { vdisk, read_only, cache_quota, settings } => {
             let path = vdisk_path(&api, vdisk).await?;
-            let (read_only, cache_quota_bytes, dtl) = (*read_only, *cache_quota, routers::dtl(settings));
-            let body = VdiskPatch { read_only, cache_quota_bytes, dtl, ..VdiskPatch::default() };
+            let (read_only, cache_quota_bytes) = (*read_only, *cache_quota);
+            let body = VdiskPatch { read_only, cache_quota_bytes, ..routers::patch(settings) };
             let vdisk: Vdisk = api.call(Method::PATCH, &path, Some(&body)).await?;
             show(output, &vdisk, tables::vdisk)
         }

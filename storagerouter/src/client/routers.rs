@@ -4,9 +4,9 @@ use super::commands::{NOTHING, done};
 use super::http::{Api, escape};
 use super::show;
 use super::tables::{pairs, table, text};
-use crate::cli::routers::{DtlSetting, Router as Words, RouterAction};
+use crate::cli::routers::{Router as Words, RouterAction, Setting};
 use anyhow::Result;
-use framework::types::{DtlPatch, Router, RouterList};
+use framework::types::{DtlPatch, Router, RouterList, VdiskPatch};
 use hyper::Method;
 
 /// `router ...`.
@@ -35,18 +35,20 @@ pub async fn run(words: &Words) -> Result<()> {
     }
 }
 
-/// What is asked of the API for these settings; nothing when there are none.
-pub fn dtl(settings: &[DtlSetting]) -> Option<DtlPatch> {
-    let mut patch = DtlPatch::default();
+/// What is asked of the API for these settings.
+pub fn patch(settings: &[Setting]) -> VdiskPatch {
+    let (mut patch, mut auto_migrate) = (DtlPatch::default(), None);
     for setting in settings {
         match setting {
-            DtlSetting::Mode(mode) => patch.mode = Some(mode.clone()),
-            DtlSetting::Peers(peers) => patch.peers = Some(*peers),
-            DtlSetting::Needed(needed) => patch.needed = Some(needed.clone()),
-            DtlSetting::OnFailure(what) => patch.on_failure = Some(what.clone()),
+            Setting::Mode(mode) => patch.mode = Some(mode.clone()),
+            Setting::Peers(peers) => patch.peers = Some(*peers),
+            Setting::Needed(needed) => patch.needed = Some(needed.clone()),
+            Setting::OnFailure(what) => patch.on_failure = Some(what.clone()),
+            Setting::AutoMigrate(how) => auto_migrate = Some(how.clone()),
         }
     }
-    (!settings.is_empty()).then_some(patch)
+    let dtl = (patch != DtlPatch::default()).then_some(patch);
+    VdiskPatch { dtl, auto_migrate, ..VdiskPatch::default() }
 }
 
 fn state(router: &Router) -> &'static str {

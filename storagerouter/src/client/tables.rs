@@ -161,6 +161,7 @@ pub fn vdisk(vdisk: &Vdisk) -> String {
         ("frontiers", frontiers),
         ("dtl", Some(vdisk.dtl.mode.clone())),
         ("owner", Some(vdisk.owner.clone())),
+        ("moves to its clients", vdisk.auto_migrate.map(|on| if on { "yes" } else { "no" }.to_string())),
         ("in use by", Some(format!("{} connections", vdisk.in_use))),
         ("limits", vdisk.qos.as_ref().map(super::qos::line)),
         ("scrub", scrub),

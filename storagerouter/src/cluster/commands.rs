@@ -22,8 +22,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A member that leaves hands over what it has.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A member that leaves hands over what it has: longer than it may take to give its vDisks away.
+const PATIENCE: Duration = Duration::from_secs(400);
 /// How long a member may take to say which cluster it is of.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -48,9 +48,10 @@ pub async fn cluster(args: &Cluster) -> Result<()> {
             show(output, &status, tables::how_to_join)
         }
         ClusterAction::Join { config, peers } => join(config, peers, output).await,
-        ClusterAction::Leave { member } => {
+        ClusterAction::Leave { member, force } => {
             let api = Api::new(&args.api)?.with_timeout(PATIENCE);
-            let query = member.map(|member| format!("?member={member}")).unwrap_or_default();
+            let member_query = member.map(|member| format!("&member={member}")).unwrap_or_default();
+            let query = format!("?force={force}{member_query}");
             api.request(Method::POST, &format!("/api/v1/cluster/leave{query}"), None::<&()>).await?;
             match (output, member) {
                 (Output::Json, _) => Ok(()),

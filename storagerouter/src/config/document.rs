@@ -107,6 +107,16 @@ pub const KEYS: &[(&str, &str)] = &[
         "Whether an edge client is sent to the router that owns its vDisk; else this router passes its requests on.",
     ),
     (
+        "objectrouter.auto_migrate",
+        "Whether vDisks that are not told otherwise move to the router through which most of what is asked of them comes.",
+    ),
+    (
+        "objectrouter.auto_migrate_reads",
+        "How much has to be read through one router in auto_migrate_seconds, twice in a row, for a vDisk to move there: requests, a large one once for each 64 KiB; 0: reads move nothing.",
+    ),
+    ("objectrouter.auto_migrate_writes", "The same of writes."),
+    ("objectrouter.auto_migrate_seconds", "Seconds in which that is counted."),
+    (
         "volumedriver.journal_mib",
         "Size of the write buffer on disk, in MiB. Bounds what is acknowledged and not yet on the backend.",
     ),

@@ -54,14 +54,14 @@ impl Connect {
         })
     }
 
-    /// For the clients of a router, which has `own` addresses; its clients wait as long as they like.
+    /// For the clients of the router `via`, which has `own` addresses; they wait as long as they like.
     pub fn of_a_router(
         own: Vec<String>,
         dialer: Arc<Dialer>,
-        client: String,
+        (client, via): (String, String),
         clock: Arc<dyn Clock>,
     ) -> Connect {
-        let options = Options { client, deadline: Duration::ZERO, open: PATIENCE, ..Options::default() };
+        let options = Options { client, via, deadline: Duration::ZERO, open: PATIENCE, ..Options::default() };
         Connect {
             routers: own,
             dialer,

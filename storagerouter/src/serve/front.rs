@@ -26,8 +26,9 @@ pub struct FrontDoor {
 impl FrontDoor {
     /// `own` are the addresses of this router's own edge server.
     pub fn new(local: RouterExports, own: Vec<String>, dialer: Arc<Dialer>, clock: Arc<dyn Clock>) -> Self {
-        let client = format!("NBD clients of storage router {}", local.0.node());
-        let connect = Connect::of_a_router(own, dialer, client, clock);
+        let node = local.0.node().to_string();
+        let client = format!("NBD clients of storage router {node}");
+        let connect = Connect::of_a_router(own, dialer, (client, node), clock);
         FrontDoor { local, remote: Attached::new(connect, Vec::new(), Mode::Exclusive) }
     }
 

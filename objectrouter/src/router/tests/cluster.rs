@@ -5,6 +5,7 @@ mod pulls;
 use super::*;
 use crate::VdiskState;
 use crate::registry::Incarnation;
+use common::kv::KvChanges;
 
 /// Further routers beside `world`, each with a disk and a DTL of its own.
 fn beside(world: &World, name: &str, device: u128) -> World {
@@ -25,6 +26,23 @@ impl World {
         let settings = dtl::service::Settings::default();
         let service = Service::new(store, settings, self.clock.clone(), ServiceMetrics::default());
         self.wire.services.lock().insert(self.name.clone(), service);
+    }
+
+    /// What the registry said of a volume, one after the other, after revision `since`.
+    async fn versions(&self, id: VolumeId, since: u64) -> Vec<VolumeRecord> {
+        let (key, mut from) = (format!("volume/{id}"), since + 1);
+        let (until, mut found) = (self.revision().await, Vec::new());
+        while from < until {
+            let Ok(KvChanges::Changed(changes, next)) = self.kv.changes("", from).await else {
+                panic!("the history is gone")
+            };
+            let of_it = changes.into_iter().filter(|change| change.key == key);
+            found.extend(
+                of_it.filter_map(|change| crate::registry::records::decode(&key, &change.value?).ok()),
+            );
+            from = next;
+        }
+        found
     }
 
     async fn volume(&self, id: VolumeId) -> VolumeRecord {
@@ -220,6 +238,7 @@ async fn what_was_acknowledged_while_a_vdisk_moved_is_there() {
             (peer, 3 - owner - peer)
         };
         let to = if round % 2 == 0 { other } else { peer };
+        let begin = worlds[0].revision().await;
         // Many at a time, all over the time of the move.
         let writers = (0..32u64).map(|slot| {
             let node = &nodes[owner];
@@ -249,6 +268,13 @@ async fn what_was_acknowledged_while_a_vdisk_moved_is_there() {
         };
         let (acknowledged, ()) = futures::join!(futures::future::join_all(writers), moved);
         nodes[to].serving().await;
+        if to == peer {
+            // What was written last is at the peer and not on the backend: nobody may believe that it is.
+            let given = worlds[0].versions(id, begin).await;
+            let given: Vec<_> = given.iter().filter(|record| record.moving_to.is_some()).collect();
+            assert!(!given.is_empty(), "it was not given away");
+            assert!(given.iter().all(|record| !record.registration.clean), "round {round}: {given:?}");
+        }
         let device = nodes[to].open("p/d").await.unwrap();
         for (slot, acknowledged) in acknowledged.into_iter().enumerate() {
             let found = device.read(slot as u64 * 4096, 1).await.unwrap()[0];
@@ -302,6 +328,39 @@ async fn a_router_that_stops_gives_its_vdisks_away_and_one_that_drains_takes_non
     let routers = now.router.routers().await.unwrap();
     let drained = routers.iter().find(|r| r.name.as_str() == worlds[peer].name).unwrap();
     assert_eq!((drained.draining, drained.vdisks), (true, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_leaves_gives_everything_away_first_or_says_what_nobody_takes() {
+    let (worlds, nodes) = three().await;
+    nodes[0].vpool("q", "s2").await;
+    nodes[0].vdisk("q", "e").await.unwrap();
+    nodes[0].open("p/d").await.unwrap().write(0, block(6), false).await.unwrap();
+    // Of this one nobody else has anything, and its store does not answer.
+    let none = DtlWish { mode: Some(dtl::Mode::None), ..DtlWish::default() };
+    nodes[0].router.set_dtl("q", "e", none).await.unwrap();
+    worlds[0].away("s2", true);
+    nodes[0].open("q/e").await.unwrap().write(0, block(5), false).await.unwrap();
+    let refused = nodes[0].router.give_all_away(Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Conflict, "{refused}");
+    assert!(refused.message().contains("1 vDisk(s), 'q/e'"), "{refused}");
+    // It stays, and takes vDisks as before.
+    assert!(!nodes[0].router.nodes()[&"a".parse().unwrap()].draining);
+    worlds[0].away("s2", false);
+    assert_eq!(nodes[0].open("q/e").await.unwrap().read(0, 1).await.unwrap()[0], 5);
+    nodes[0].router.give_all_away(Duration::from_secs(60)).await.unwrap();
+    assert!(nodes[0].router.vdisks().iter().all(|info| info.owner.as_str() != "a"));
+    // Not for good: another seat of this name takes them again.
+    let record = nodes[0].router.records().router(nodes[0].router.node()).await.unwrap().unwrap().record;
+    assert!(!record.draining);
+    // Who is alone is told so at once.
+    for node in &nodes[1..] {
+        node.router.drain_router(true).await.unwrap();
+    }
+    nodes[0].router.take_vdisks_again().await.unwrap();
+    nodes[0].until("back", |info| info.state == VdiskState::Serving).await;
+    let refused = nodes[0].router.give_all_away(Duration::from_secs(3600)).await.unwrap_err();
+    assert!(refused.message().contains("no other storage router"), "{refused}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,53 +441,6 @@ async fn a_router_that_can_not_open_what_it_claimed_gives_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_belongs_to_one_data_directory() {
-    let a = World::new();
-    let _node = a.start().await;
-    let twin = beside(&a, "a", 77);
-    let mut registry = Metrics::default();
-    let driver = Driver::start(
-        volumedriver::Settings { journal_mib: 32, segment_mib: 4, ..Default::default() },
-        twin.disk.clone(),
-        Arc::new(SimTable::new()),
-        twin.clock.clone(),
-        &mut registry,
-    )
-    .await
-    .unwrap();
-    let open: OpenStore = Arc::new(|_| Box::pin(async { Err(Error::unavailable("none")) }));
-    let stores = Stores { open: open.clone(), attach: open };
-    let refused = Router::start(
-        twin.kv.clone(),
-        twin.membership(),
-        driver,
-        stores,
-        twin.clock.clone(),
-        Settings::default(),
-        &mut registry,
-    );
-    let refused = refused.await.err().unwrap();
-    assert_eq!(refused.kind, ErrorKind::Conflict);
-    assert!(refused.message().contains("router remove a"), "{refused}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn nobody_claims_what_somebody_alive_holds() {
-    let (worlds, nodes) = three().await;
-    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
-    let before = worlds[0].volume(id).await;
-    let refused = nodes[1].router.force_vdisk("p", "d").await.unwrap_err();
-    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
-    // Nor does the registry let anybody who asked it all the same.
-    let router = &nodes[1].router;
-    let (vdisk, seat) = (router.find_vdisk("p", "d").unwrap(), router.cluster.seat().unwrap());
-    let refused = router.claim_anyway(&vdisk, seat, true).await.err().unwrap();
-    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
-    let lease = nodes[0].router.cluster.incarnation().unwrap().lease;
-    let holder = Some(Incarnation { node: "a".parse().unwrap(), lease });
-    assert_eq!((worlds[0].volume(id).await, before.holder.clone()), (before, holder));
-}
-#[tokio::test(start_paused = true)]
 async fn a_group_of_several_owners_is_refused_with_their_names_and_no_snapshot_is_taken() {
     let (worlds, nodes) = three().await;
     nodes[0].vdisk("p", "e").await.unwrap();
@@ -489,4 +501,52 @@ async fn a_vdisk_that_is_not_replicated_any_more_names_no_peer() {
     nodes[0].router.set_dtl("p", "d", sync).await.unwrap();
     nodes[0].in_sync().await;
     assert_eq!(nodes[0].first().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_belongs_to_one_data_directory() {
+    let a = World::new();
+    let _node = a.start().await;
+    let twin = beside(&a, "a", 77);
+    let mut registry = Metrics::default();
+    let driver = Driver::start(
+        volumedriver::Settings { journal_mib: 32, segment_mib: 4, ..Default::default() },
+        twin.disk.clone(),
+        Arc::new(SimTable::new()),
+        twin.clock.clone(),
+        &mut registry,
+    )
+    .await
+    .unwrap();
+    let open: OpenStore = Arc::new(|_| Box::pin(async { Err(Error::unavailable("none")) }));
+    let stores = Stores { open: open.clone(), attach: open };
+    let refused = Router::start(
+        twin.kv.clone(),
+        twin.membership(),
+        driver,
+        stores,
+        twin.clock.clone(),
+        Settings::default(),
+        &mut registry,
+    );
+    let refused = refused.await.err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::Conflict);
+    assert!(refused.message().contains("router remove a"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_claims_what_somebody_alive_holds() {
+    let (worlds, nodes) = three().await;
+    let id = nodes[0].router.vdisk("p", "d").unwrap().id;
+    let before = worlds[0].volume(id).await;
+    let refused = nodes[1].router.force_vdisk("p", "d").await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
+    // Nor does the registry let anybody who asked it all the same.
+    let router = &nodes[1].router;
+    let (vdisk, seat) = (router.find_vdisk("p", "d").unwrap(), router.cluster.seat().unwrap());
+    let refused = router.claim_anyway(&vdisk, seat, true).await.err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::NotOwner, "{refused}");
+    let lease = nodes[0].router.cluster.incarnation().unwrap().lease;
+    let holder = Some(Incarnation { node: "a".parse().unwrap(), lease });
+    assert_eq!((worlds[0].volume(id).await, before.holder.clone()), (before, holder));
 }

@@ -27,6 +27,7 @@ impl Node {
             session: 1,
             since: common::Epoch(0),
             resumed: false,
+            pass_on: false,
             hops: 1,
             client: format!("client {id}"),
             via: via.into(),
