@@ -9,7 +9,7 @@ use tests::time::Stopwatch;
 const SEEDS: u64 = 150;
 
 #[test]
-#[ignore = "seed 110 finds a vDisk that stays catching up with a peer that is there (R4)"]
+#[ignore = "seeds 110 and 140: a peer that is there never catches up (R4); seed 188: DTL settings changed without a lease (R3)"]
 fn no_world_of_several_routers_breaks_a_rule() {
     let watch = Stopwatch::start();
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
@@ -25,7 +25,7 @@ fn no_world_of_several_routers_breaks_a_rule() {
 }
 
 #[test]
-#[ignore = "what is left of chance in the order of wake-ups was taken out and not yet seen to be gone"]
+#[ignore = "seed 27 is not the same each time yet"]
 fn the_same_seed_is_the_same_world_of_routers() {
     for seed in [3, 11, 27] {
         let digests = [(); 2].map(|()| run(&Plan::new(seed), false).map(|outcome| outcome.digest));
