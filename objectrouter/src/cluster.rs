@@ -69,6 +69,9 @@ pub struct Membership {
     pub patience: Patience,
 }
 
+/// Where a DTL listens: TCP, and the unix socket of one on this machine.
+type DtlAddress = (String, Option<String>);
+
 /// This storage router among the others.
 pub(crate) struct Cluster {
     records: Records<dyn Registry>,
@@ -77,8 +80,7 @@ pub(crate) struct Cluster {
     /// Where others reach this router.
     addresses: RwLock<Addresses>,
     nodes: RwLock<BTreeMap<Name, NodeRecord>>,
-    /// By address.
-    clients: Mutex<HashMap<(String, Option<String>), Arc<Client>>>,
+    clients: Mutex<HashMap<DtlAddress, Arc<Client>>>,
 }
 
 impl Cluster {

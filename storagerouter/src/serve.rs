@@ -138,6 +138,16 @@ pub fn run(args: &cli::Serve) -> Result<()> {
     result
 }
 
+/// Does the work such that whatever it starts goes on at `runtime`.
+async fn on<T>(runtime: &Handle, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    poll_fn(|context| {
+        let _there = runtime.enter();
+        work.as_mut().poll(context)
+    })
+    .await
+}
+
 /// What has to be there before clients may come.
 struct Parts {
     router: Arc<Router>,
@@ -199,12 +209,8 @@ impl Running {
         let mut registry = Registry::default();
         let opening =
             Opening { settings: &settings.cluster, data_dir, listener: members, clock: clock.clone() };
-        let mut opening = std::pin::pin!(opening.open(&mut registry));
-        let opened = poll_fn(|context| {
-            let _there = control.enter();
-            opening.as_mut().poll(context)
-        });
-        let Some(cluster) = opened.await? else { return Ok(None) };
+        let opened = on(control, opening.open(&mut registry)).await?;
+        let Some(cluster) = opened else { return Ok(None) };
         let table = open_index(&data_dir.index(), settings)?;
         tracing::info!(took = took(since), "registry and index open");
         let dtl_port = guests.as_ref().and_then(|l| l.local_addr().ok()).map(|address| address.port());

@@ -203,7 +203,7 @@ impl Router {
                 if changes.is_empty() {
                     break;
                 }
-                match self.records().put_volumes(&changes, Vec::new()).await {
+                match self.records().put_volumes(&changes, seated(me.lease)).await {
                     Ok(revision) => {
                         for (vdisk, _) in chunk {
                             if let Some((_, record, _)) = changes.iter().find(|(id, ..)| *id == vdisk.id) {
@@ -239,7 +239,12 @@ impl Router {
             if record == before {
                 return Ok(());
             }
-            match self.records().put_volumes(&[(vdisk.id, record.clone(), revision)], Vec::new()).await {
+            // As its holder only while it is: its lease may end while this is on its way.
+            let asserts = match self.cluster.incarnation() {
+                Ok(me) if before.holder.as_ref() == Some(&me) => seated(me.lease),
+                _ => Vec::new(),
+            };
+            match self.records().put_volumes(&[(vdisk.id, record.clone(), revision)], asserts).await {
                 Ok(revision) => {
                     vdisk.set_owned(Stored { record, revision });
                     return Ok(());

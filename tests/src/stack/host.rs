@@ -315,8 +315,9 @@ async fn begin(world: &Arc<World>, number: usize, gate: &Gate, seed: u64) -> Res
         Way::new(world.truth.clone(), world.net.clone(), world.clock.clone(), clock, node, gate.clone());
     let dial = {
         let (world, place, clock) = (Arc::downgrade(world), place.clone(), door.clone());
-        move |address: &str| {
-            let to = self::number(address).ok_or_else(|| Error::invalid("no such router"))?;
+        move |addresses: &Addresses| {
+            let to = addresses.dtl.as_deref().and_then(self::number);
+            let to = to.ok_or_else(|| Error::invalid("no such router"))?;
             let dialer = Dialer { world: world.clone(), from: place.clone() };
             let settings = dtl::client::Settings::default();
             Ok(Client::new(Arc::new(DtlDialer(dialer, to)), settings, clock.clone()))
@@ -354,7 +355,8 @@ async fn begin(world: &Arc<World>, number: usize, gate: &Gate, seed: u64) -> Res
             .await?;
     start_keeper(world, number, seed ^ 1).await?;
     let address = name(number).to_string();
-    let addresses = Addresses { edge: vec![address.clone()], dtl: Some(address.clone()), api: None };
+    let addresses =
+        Addresses { edge: vec![address.clone()], dtl: Some(address.clone()), ..Addresses::default() };
     router.reached_at(addresses).await?;
     let dialer = Arc::new(Dialer { world: Arc::downgrade(world), from: place });
     let forwarder = Forwarder::new(dialer, edge_client::trunk::Patience::default(), door.clone());

@@ -202,8 +202,9 @@ impl Asked {
 async fn measure(load: &Load, clients: &[Asked], seconds: u64) -> Result<Figures> {
     let watch = Stopwatch::start();
     let mut tasks = tokio::task::JoinSet::new();
-    for client in clients.iter().take(load.clients).cloned() {
+    for client in clients.iter().take(load.clients) {
         let write = load.write;
+        let client = client.clone();
         tasks.spawn(async move {
             let (mut random, mut times, watch) = (fastrand::Rng::new(), Vec::new(), Stopwatch::start());
             while !watch.past(seconds) {
