@@ -144,7 +144,11 @@ impl Osds {
                     self.changed.send_modify(|n| *n += 1);
                 }
             }
-            Outcome::Late(took) => health.learn(took),
+            // It takes longer than that, nobody knows how much.
+            Outcome::Late(took) => {
+                let (mean, off) = health.latency.unwrap_or((took, took / 2));
+                health.latency = Some(((mean + took) / 2, off));
+            }
             Outcome::Failed => {
                 health.failures += 1;
                 let long = AVOID.saturating_mul(1 << (health.failures - 1).min(10));

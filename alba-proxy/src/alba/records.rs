@@ -260,10 +260,8 @@ impl Records {
         let mut listing = Listing::default();
         // No key sorts between a folded prefix and this one behind all that it folds.
         let behind = |folded: &str| format!("{folded}\u{7f}");
-        let mut from = after.map(|after| match delimiter && after.ends_with('/') {
-            true => behind(after),
-            false => after.to_string(),
-        });
+        let folded = |after: &str| delimiter && after.len() > prefix.len() && after.ends_with('/');
+        let mut from = after.map(|after| if folded(after) { behind(after) } else { after.to_string() });
         let mut last = None;
         loop {
             let after = from.as_ref().map(|from| format!("{base}{from}"));

@@ -40,6 +40,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ATTEMPTS: usize = 64;
 /// Records that are remembered for reads of parts.
 const CACHED: usize = 16 << 10;
+/// For how long they are: so long, a part may be read of an object that another process deleted or replaced.
+const REMEMBERED: Duration = Duration::from_secs(10);
 
 /// Draws the ids of objects: for a product [`crate::alba::keys::random_id`].
 pub type DrawId = Arc<dyn Fn() -> Result<ObjectId> + Send + Sync>;
@@ -72,8 +74,15 @@ struct Inner {
     name: String,
     epoch: Mutex<Option<Epoch>>,
     /// Records that [`ObjectStore::get_range`] found; everything else asks the registry.
-    cache: Cache<String, Found>,
+    cache: Cache<String, Remembered>,
     waiting: Mutex<Option<String>>,
+}
+
+/// A record, and since when it is known.
+#[derive(Clone)]
+struct Remembered {
+    found: Found,
+    since: Duration,
 }
 
 /// The `alba` store.

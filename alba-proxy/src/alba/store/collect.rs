@@ -58,7 +58,12 @@ impl AlbaStore {
         for (id, osd) in inner.osds.all() {
             match inner.collect_disk(id, &*osd, end).await {
                 Ok(fragments) => collected.fragments += fragments,
-                Err(error) if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::Denied) => {
+                Err(error)
+                    if matches!(
+                        error.kind,
+                        ErrorKind::Unavailable | ErrorKind::Denied | ErrorKind::NoSpace
+                    ) =>
+                {
                     inner.osds.report_error(id, &error);
                     collected.away += 1;
                 }
@@ -83,7 +88,11 @@ impl Inner {
                 if closed.insert(key.epoch) {
                     let closing = Changes::new()
                         .set(FragmentKey::closed(namespace, key.epoch), Value::new(Bytes::new()));
-                    osd.apply(Call::maintenance(CALL), closing).await?;
+                    match osd.apply(Call::maintenance(CALL), closing).await {
+                        // It has to be emptied all the more; what comes late is found the next time.
+                        Err(e) if e.kind == ErrorKind::NoSpace => {}
+                        outcome => outcome?,
+                    }
                 }
                 // Looked up only now, when nothing can be added any more.
                 let Some(header) = osd.get(Call::maintenance(CALL), &info.key).await? else { continue };

@@ -1,6 +1,6 @@
 //! Gets: from those that answer first, and around those that don't.
 
-use super::{CALL, Inner};
+use super::{CALL, Inner, REMEMBERED, Remembered};
 use crate::alba::layout::{Extent, decode, reconstruct};
 use crate::alba::osds::Outcome;
 use crate::alba::records::{Found, Record};
@@ -40,13 +40,11 @@ impl Inner {
     pub(super) async fn get(self: &Arc<Self>, key: &str, range: Option<Range<u64>>) -> Result<Bytes> {
         let absent = || Error::not_found("there is no such object");
         // Only a part of an object may be read by a record from memory: what it leads to never changes, it can only be gone.
-        let mut cached = match range {
-            Some(_) => self.cache.get(key),
-            None => None,
-        };
+        let known = range.as_ref().and_then(|_| self.cache.get(key));
+        let mut cached = known.filter(|r| self.clock.now() - r.since < REMEMBERED).map(|r| r.found);
         let mut last: Option<(u64, Error)> = None;
         loop {
-            let from_memory = cached.is_some();
+            let (from_memory, asked) = (cached.is_some(), self.clock.now());
             let found = match cached.take() {
                 Some(found) => found,
                 None => self.records.get(key).await?.ok_or_else(absent)?,
@@ -72,7 +70,7 @@ impl Inner {
             match self.read(key, &found, &want).await {
                 Ok(bytes) => {
                     if range.is_some() && !from_memory {
-                        self.cache.insert(key.to_string(), found);
+                        self.cache.insert(key.to_string(), Remembered { found, since: asked });
                     }
                     return Ok(bytes);
                 }

@@ -39,8 +39,9 @@ impl Backend {
         let kv = Arc::new(SimKv::new());
         let (master, _) = Master::create(&Unlock::KeyFile(zeroize::Zeroizing::new([3; 32]))).unwrap();
         let (keys, name) = (|id| Ok(vec![master.new_key(id, 1)?.1]), "ns".parse().unwrap());
-        let namespace =
-            crate::alba::records::namespace::create_namespace(&*kv, &name, preset.clone(), keys).await.unwrap();
+        let namespace = crate::alba::records::namespace::create_namespace(&*kv, &name, preset.clone(), keys)
+            .await
+            .unwrap();
         let records = Records::new(kv, namespace.id);
         let osds: Vec<SimOsd> =
             (0..nodes * per_node).map(|n| SimOsd::new(n as u128 + 1, seed + n as u64)).collect();

@@ -256,8 +256,11 @@ impl Inner {
                 biased;
                 joined = set.join_next() => joined,
                 () = self.clock.sleep(look_at.saturating_sub(now)) => {
-                    self.replace_late(cargo, &mut slots, &mut set, now - began);
-                    look_at = self.clock.now() + LATE_LEAST.max((now - began) * 2);
+                    if done < needed {
+                        let waited = self.clock.now() - began;
+                        self.replace_late(cargo, &mut slots, &mut set, waited);
+                        look_at = began + waited + LATE_LEAST.max(waited);
+                    }
                     continue;
                 }
             };
@@ -424,18 +427,21 @@ impl Inner {
         record: &Record,
         stored: Vec<(usize, OsdId)>,
     ) -> Result<()> {
+        let mut refused = None;
         for _ in 0..ATTEMPTS {
             let found = self.records.get(&cargo.key).await?.filter(|found| found.record.id() == record.id());
+            // Refused although nobody changed it: the epoch is closed, and they will never be named.
+            let closed = found.is_some() && refused == found.as_ref().map(|f| f.revision);
             let mut next = found.as_ref().map_or_else(|| record.clone(), |found| (*found.record).clone());
             let mut added = false;
             for (fragment, osd) in &stored {
                 let free = !next.places.iter().flatten().any(|p| p.osd == *osd);
                 match &mut next.places[*fragment] {
-                    place @ None if found.is_some() && free => {
+                    place @ None if found.is_some() && free && !closed => {
                         *place = Some(cargo.place(*osd));
                         added = true;
                     }
-                    Some(place) if place.osd == *osd => {}
+                    Some(place) if *place == cargo.place(*osd) => {}
                     // Another one got there first, or the object is gone.
                     _ => self.discard_one(cargo, *fragment, *osd),
                 }
@@ -446,7 +452,7 @@ impl Inner {
                     self.cache.remove(&cargo.key);
                     return Ok(());
                 }
-                Err(e) if e.kind == ErrorKind::Conflict => self.epoch(true).await.map(|_| ())?,
+                Err(e) if e.kind == ErrorKind::Conflict => refused = Some(found.revision),
                 Err(e) => return Err(e),
             }
         }

@@ -263,3 +263,50 @@ async fn a_collection_takes_what_no_record_names_and_nothing_else() {
     assert!(!backend.osds[0].values().contains_key(&header.key.value(0)));
     assert_eq!(backend.store.get("key").await.unwrap(), content(150_000, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_takes_nothing_of_an_epoch_that_is_over_there() {
+    let backend = Backend::new(3, 4, preset(&["4,2,6,2"], 2), 21).await;
+    let closed = FragmentKey::closed(backend.records.namespace(), 1);
+    backend.osds.iter().for_each(|osd| osd.tamper(&closed, Some(Bytes::new())));
+    let put = backend.store.put("key", content(50_000, 2), Precondition::IfAbsent);
+    let begin = async {
+        backend.clock.sleep(Duration::from_secs(1)).await;
+        assert_eq!(backend.values(), 12, "fragments of an epoch that is closed");
+        backend.store.begin_epoch().await.unwrap();
+    };
+    let (put, ()) = tokio::join!(put, begin);
+    put.unwrap();
+    assert!(backend.record("key").await.places.iter().flatten().all(|p| p.epoch == 2));
+}
+
+/// Two proxies: what one deletes the other reads no more, but for a moment, and never anything else.
+#[tokio::test(start_paused = true)]
+async fn a_record_in_memory_leads_to_what_was_put_or_to_nothing() {
+    let backend = Backend::new(3, 4, preset(&["4,2,6,2"], 2), 22).await;
+    let other = AlbaStore::new(Parts {
+        records: backend.records.clone(),
+        preset: preset(&["4,2,6,2"], 2),
+        keys: Vec::new(),
+        osds: backend.view.clone(),
+        clock: backend.clock.clone(),
+        draw: draw(99),
+        name: "another proxy".into(),
+    })
+    .unwrap();
+    let data = content(50_000, 1);
+    backend.store.put("key", data.clone(), Precondition::IfAbsent).await.unwrap();
+    assert_eq!(backend.store.get_range("key", 10..20).await.unwrap(), data.slice(10..20));
+    other.delete("key").await.unwrap();
+    let new = content(50_000, 2);
+    other.put("key", new.clone(), Precondition::IfAbsent).await.unwrap();
+    backend.clock.sleep(Duration::from_secs(1)).await;
+    // The old fragments are gone, so the record is looked up again.
+    assert_eq!(backend.store.get_range("key", 10..20).await.unwrap(), new.slice(10..20));
+    for osd in &backend.osds {
+        osd.set_faults(OsdFaults { room: Some(0), ..OsdFaults::default() });
+    }
+    other.delete("key").await.unwrap();
+    backend.clock.sleep(Duration::from_secs(11)).await;
+    assert_eq!(backend.store.get_range("key", 10..20).await.unwrap_err().kind, ErrorKind::NotFound);
+}

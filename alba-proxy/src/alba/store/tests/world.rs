@@ -43,6 +43,19 @@ impl Kv for FlakyKv {
 /// What a key may hold.
 type Possible = HashSet<Option<u64>>;
 
+/// What is known of a key.
+struct Known {
+    may: Possible,
+    /// What was ever put: a part may be read of what another proxy replaced a moment ago.
+    ever: HashSet<u64>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { may: HashSet::from([None]), ever: HashSet::new() }
+    }
+}
+
 #[derive(Default, Debug)]
 struct Seen {
     puts: u64,
@@ -126,30 +139,33 @@ impl World {
         Self { backend, stores, victims, seen: Mutex::default(), over: Mutex::new(false) }
     }
 
-    async fn client(&self, n: usize, seed: u64) -> BTreeMap<String, Possible> {
+    async fn client(&self, n: usize, seed: u64) -> BTreeMap<String, Known> {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut model: BTreeMap<String, Possible> = BTreeMap::new();
+        let mut model: BTreeMap<String, Known> = BTreeMap::new();
         for step in 0..40u64 {
+            self.backend.clock.sleep(Duration::from_millis(random.u64(0..200))).await;
             let key = format!("{n}/{}", random.u32(0..4));
             let store = &self.stores[random.usize(0..2)];
-            let may = model.entry(key.clone()).or_insert_with(|| HashSet::from([None]));
+            let known = model.entry(key.clone()).or_default();
             match random.u32(0..10) {
-                0..4 => self.put(store, &key, (n as u64) << 32 | step, random.bool(), may).await,
-                4..8 => self.get(store, &key, may, &mut random).await,
+                0..4 => self.put(store, &key, (n as u64) << 32 | step, random.bool(), known).await,
+                4..8 => self.get(store, &key, known, &mut random).await,
                 8 => match store.delete(&key).await {
-                    Ok(()) => *may = HashSet::from([None]),
+                    Ok(()) => known.may = HashSet::from([None]),
                     Err(e) => {
                         assert_eq!(e.kind, ErrorKind::Unavailable, "delete {key}: {e}");
-                        may.insert(None);
+                        known.may.insert(None);
                     }
                 },
-                _ => self.backend.clock.sleep(Duration::from_millis(random.u64(0..300))).await,
+                _ => self.backend.clock.sleep(Duration::from_millis(random.u64(0..2000))).await,
             }
         }
         model
     }
 
-    async fn put(&self, store: &AlbaStore, key: &str, n: u64, if_absent: bool, may: &mut Possible) {
+    async fn put(&self, store: &AlbaStore, key: &str, n: u64, if_absent: bool, known: &mut Known) {
+        let Known { may, ever } = known;
+        ever.insert(n);
         let precondition = if if_absent { Precondition::IfAbsent } else { Precondition::None };
         match store.put(key, value(n), precondition).await {
             Ok(()) => {
@@ -171,7 +187,8 @@ impl World {
         }
     }
 
-    async fn get(&self, store: &AlbaStore, key: &str, may: &mut Possible, random: &mut fastrand::Rng) {
+    async fn get(&self, store: &AlbaStore, key: &str, known: &mut Known, random: &mut fastrand::Rng) {
+        let Known { may, ever } = known;
         self.seen.lock().gets += 1;
         let whole = store.get(key).await;
         match whole {
@@ -185,7 +202,9 @@ impl World {
                 let range = from..random.u64(from..=bytes.len() as u64);
                 match store.get_range(key, range.clone()).await {
                     Ok(part) => {
-                        assert!(part == bytes[range.start as usize..range.end as usize], "{key} {range:?}")
+                        let (from, to) = (range.start as usize, range.end as usize);
+                        let is = |n: &u64| value(*n).get(from..to).is_some_and(|of| of == part);
+                        assert!(ever.iter().any(is), "{key} {range:?} is of nothing that was put");
                     }
                     Err(e) => self.excused(key, &e),
                 }
@@ -248,7 +267,7 @@ impl World {
     }
 
     /// The sky clears: everything that was acknowledged is there, and nothing else.
-    async fn end(&self, model: BTreeMap<String, Possible>) {
+    async fn end(&self, model: BTreeMap<String, Known>) {
         *self.over.lock() = true;
         self.backend.osds.iter().for_each(|osd| osd.set_faults(OsdFaults::default()));
         self.backend.settle().await;
@@ -258,11 +277,11 @@ impl World {
         }
         let mut random = fastrand::Rng::with_seed(1);
         let mut there = Vec::new();
-        for (key, mut may) in model {
+        for (key, mut known) in model {
             for store in &self.stores {
-                self.get(store, &key, &mut may, &mut random).await;
+                self.get(store, &key, &mut known, &mut random).await;
             }
-            if let Some(n) = may.iter().flatten().next() {
+            if let Some(n) = known.may.iter().flatten().next() {
                 there.push((key.clone(), value(*n).len() as u64));
             }
         }
