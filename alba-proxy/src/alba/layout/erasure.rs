@@ -14,6 +14,9 @@ use std::sync::{Arc, OnceLock};
 /// Columns at a time: the outputs stay in the first cache while one input after the other goes by.
 const COLUMNS: usize = 8 << 10;
 
+/// Codes by their k and m.
+type Made = HashMap<(usize, usize), Arc<Code>>;
+
 /// The code of k data and m parity fragments.
 #[derive(Debug)]
 pub struct Code {
@@ -28,7 +31,7 @@ impl Code {
     /// # Errors
     /// `Invalid` when there is no such code.
     pub fn of(k: usize, m: usize) -> Result<Arc<Code>> {
-        static MADE: OnceLock<RwLock<HashMap<(usize, usize), Arc<Code>>>> = OnceLock::new();
+        static MADE: OnceLock<RwLock<Made>> = OnceLock::new();
         if k == 0 || k + m > super::super::preset::MAX_FRAGMENTS {
             return Err(Error::invalid(format!("there is no code of {k} data and {m} parity fragments")));
         }

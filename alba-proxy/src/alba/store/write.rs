@@ -20,6 +20,9 @@ const LARGE: usize = 256 << 10;
 const LATE_LEAST: Duration = Duration::from_millis(250);
 const LATE_FACTOR: u32 = 10;
 
+/// Between a put that could not be stored and the next try.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// What became of writing a fragment to an OSD.
 struct Done {
     fragment: usize,
@@ -91,7 +94,7 @@ impl Cargo {
 struct Slot {
     done: Option<OsdId>,
     asked: Vec<OsdId>,
-    under_way: usize,
+    under_way: Vec<OsdId>,
 }
 
 impl Inner {
@@ -130,6 +133,8 @@ impl Inner {
                     if !again || self.clock.now() >= deadline {
                         return Err(error);
                     }
+                    // Those that failed are avoided by now; what no view shows must not be tried without end.
+                    self.clock.sleep(AGAIN).await;
                     continue;
                 }
             };
@@ -266,7 +271,7 @@ impl Inner {
             };
             let Some(Ok(finished)) = joined else { continue };
             let slot = &mut slots[finished.fragment];
-            slot.under_way -= 1;
+            slot.under_way.retain(|osd| *osd != finished.osd);
             match finished.result {
                 Ok(()) => {
                     self.osds.report(finished.osd, Outcome::Answered(finished.took));
@@ -292,7 +297,7 @@ impl Inner {
                     }
                     self.osds.report_error(finished.osd, &error);
                     last_error = Some(error);
-                    if slot.done.is_none() && slot.under_way == 0 {
+                    if slot.done.is_none() && slot.under_way.is_empty() {
                         self.ask_another(cargo, finished.fragment, &mut slots, &mut set);
                     }
                 }
@@ -317,7 +322,7 @@ impl Inner {
         set: &mut JoinSet<Done>,
     ) {
         slots[fragment].asked.push(osd);
-        slots[fragment].under_way += 1;
+        slots[fragment].under_way.push(osd);
         self.send(cargo, fragment, osd, set);
     }
 
@@ -332,10 +337,14 @@ impl Inner {
         let mut candidates: Vec<Candidate> = self.osds.candidates();
         let asked = |osd: &OsdId| slots.iter().any(|slot| slot.asked.contains(osd));
         candidates.iter_mut().filter(|c| asked(&c.osd)).for_each(|c| c.weight = 0);
-        // What is there, or may come to be there.
-        let holding = slots.iter().enumerate().filter(|(n, _)| *n != fragment);
-        let taken: Vec<OsdId> =
-            holding.filter_map(|(_, slot)| slot.done.or(slot.asked.last().copied())).collect();
+        // What is there, or may come to be there: whichever of them it will be, no node gets more than x.
+        let others = slots.iter().enumerate().filter(|(n, _)| *n != fragment);
+        let taken: Vec<OsdId> = others
+            .flat_map(|(_, slot)| match slot.done {
+                Some(osd) => vec![osd],
+                None => slot.under_way.clone(),
+            })
+            .collect();
         let policy = cargo.encoded.shape.policy;
         let Some(osd) = place(cargo.encoded.shape.id, &candidates, 1, policy.x, &taken).pop() else {
             return false;
@@ -356,7 +365,7 @@ impl Inner {
         for fragment in late {
             let Some(osd) = slots[fragment].asked.last().copied() else { continue };
             let usual = self.osds.hedge_after(osd);
-            if slots[fragment].under_way == 1 && waited >= (usual * LATE_FACTOR).min(2 * LATE_LEAST) {
+            if slots[fragment].under_way.len() == 1 && waited >= (usual * LATE_FACTOR).min(2 * LATE_LEAST) {
                 self.osds.report(osd, Outcome::Late(waited));
                 self.ask_another(cargo, fragment, slots, set);
             }

@@ -299,6 +299,11 @@ impl World {
         for (key, _) in there {
             let record = self.backend.record(&key).await;
             assert!(record.stored() >= record.shape.policy.data());
+            let most = record.shape.policy.x.map_or(usize::MAX, usize::from);
+            for node in 0..4 {
+                let there = record.places.iter().flatten().filter(|p| (p.osd.0 - 1) / 3 == node).count();
+                assert!(there <= most, "{key} has {there} fragments on a node");
+            }
             for n in 0..record.places.len() {
                 let Some((osd, fragment)) = record.key(namespace, n) else { continue };
                 named.insert((osd, fragment.header()));
