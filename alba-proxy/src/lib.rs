@@ -8,11 +8,13 @@
 //! | [`directory`] | the `directory` store: one folder of the local machine |
 //! | [`s3`] | the `s3` store: any server that speaks S3, through the AWS SDK |
 //! | [`key`] | which keys are allowed |
+//! | [`alba`] | the `alba` store: spread over many disks, by erasure codes |
 //! | [`metrics`] | [`Metrics`], and the wrapper that counts every request |
 //!
 //! Does not own: what is in an object or what its key means (volumedriver), for how long an
 //! unavailable store is asked again (its callers), and which vPools exist (objectrouter).
 
+pub mod alba;
 pub mod attach;
 pub mod directory;
 pub mod key;

@@ -50,6 +50,15 @@ pub trait Kv: Send + Sync {
     /// All pairs whose key begins with `prefix`, in order of key.
     async fn scan(&self, prefix: &str) -> Result<Vec<KvPair>>;
 
+    /// At most `limit` pairs whose key begins with `prefix` and sorts behind `after`, in order of key: fewer only when
+    /// there are no more.
+    async fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<KvPair>> {
+        let mut pairs = self.scan(prefix).await?;
+        pairs.retain(|pair| after.is_none_or(|after| pair.key.as_str() > after));
+        pairs.truncate(limit);
+        Ok(pairs)
+    }
+
     /// Checks every assert and then does every operation, all or nothing; durable when it
     /// returns. The result is the transaction's revision. A failed assert is
     /// [`crate::ErrorKind::Conflict`].

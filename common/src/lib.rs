@@ -7,6 +7,7 @@
 //! | [`ids`] | [`Epoch`], [`Lsn`], [`VolumeId`], [`Name`] |
 //! | [`block`] | [`BlockDevice`] and [`Exports`]: the block front end's door |
 //! | [`object`] | [`ObjectStore`]: immutable blobs by key |
+//! | [`osd`] | [`Osd`]: one disk of a backend that keeps values by key |
 //! | [`kv`] | [`Kv`]: the linearizable ordered map |
 //! | [`disk`] | [`Disk`]: named local files, preallocated; [`disk::local`] is the real one |
 //! | [`table`] | [`Table`]: the ordered local table |
@@ -32,6 +33,7 @@ pub mod kv;
 pub mod loan;
 pub mod mutant;
 pub mod object;
+pub mod osd;
 pub mod sim;
 pub mod socket;
 pub mod table;
@@ -43,4 +45,5 @@ pub use error::{Error, ErrorKind, Result};
 pub use ids::{Epoch, Lsn, Name, VolumeId};
 pub use kv::Kv;
 pub use object::ObjectStore;
+pub use osd::Osd;
 pub use table::Table;

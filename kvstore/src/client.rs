@@ -222,6 +222,20 @@ impl Kv for Client {
         Ok(self.range(Range::prefix(prefix)).await?.pairs)
     }
 
+    async fn page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<KvPair>> {
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let range = Range::prefix(prefix).limit(limit);
+        // A key in front of the prefix would begin the range there.
+        let range = match after.filter(|after| *after >= prefix) {
+            Some(after) => range.after(after),
+            None => range,
+        };
+        Ok(self.range(range).await?.pairs)
+    }
+
     async fn txn(&self, asserts: Vec<KvAssert>, ops: Vec<KvOp>) -> Result<u64> {
         let asserts = asserts.into_iter().map(|assert| match assert {
             KvAssert::Absent(key) => Assert::Absent(key),

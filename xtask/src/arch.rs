@@ -20,6 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "edge",
             "edge-client",
             "dtl",
+            "asd",
             "common",
         ],
     ),
@@ -33,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("edge-c", &["edge-client", "common"]),
     ("edge-client", &["common"]),
     ("dtl", &["common"]),
+    ("asd", &["common"]),
     ("common", &[]),
     // The harness drives processes; its simulations, the volume driver alone and routers with all that is below them; its
     // benchmarks, the registry beside etcd.
@@ -40,8 +42,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &[]),
 ];
 
-/// A client's tests stand on its server: as at run time, and nowhere else.
-const TESTED_WITH: &[(&str, &str)] = &[("edge-c", "edge")];
+/// A client's tests stand on its server, and a storage daemon's on the table that the binary gives it: as at run time,
+/// and nowhere else.
+const TESTED_WITH: &[(&str, &str)] = &[("edge-c", "edge"), ("asd", "kvstore")];
 
 /// Crates that were decided against: one TLS and one crypto provider (ring), no C build of either.
 const BANNED: &[&str] = &["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys", "native-tls"];

@@ -211,6 +211,18 @@ async fn a_stopping_leader_hands_over_and_members_come_and_go() {
     assert_eq!(client.scan("big/").await.unwrap().len(), 48);
     let page = client.range(Range::prefix("big/").limit(10)).await.unwrap();
     assert!(page.pairs.len() == 10 && page.more);
+    // Page by page through the door, which begins in front of the prefix.
+    let (mut after, mut keys) = (Some("a".to_string()), Vec::new());
+    loop {
+        let page = client.page("big/", after.as_deref(), 10).await.unwrap();
+        keys.extend(page.iter().map(|pair| pair.key.clone()));
+        match page.last() {
+            Some(last) => after = Some(last.key.clone()),
+            None => break,
+        }
+    }
+    let all = client.scan("big/").await.unwrap();
+    assert_eq!(keys, all.into_iter().map(|pair| pair.key).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,1 @@
+//! The ASD: the storage daemon of one disk or directory.
