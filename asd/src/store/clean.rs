@@ -71,6 +71,7 @@ impl Core {
     async fn empty_out(&self, number: u64) -> Result<()> {
         let prefix = keys::places(number);
         let mut from = prefix.clone();
+        let mut copied = 0;
         loop {
             let rows = self.table.scan(&prefix, &from, ROWS)?;
             let Some((last, _)) = rows.last() else { break };
@@ -94,11 +95,16 @@ impl Core {
                         }
                     }
                 }
+                copied += usize::from(bytes > 0);
                 if bytes >= GO {
                     self.copy(std::mem::take(&mut moves), std::mem::take(&mut bytes)).await?;
                 }
             }
             self.copy(moves, bytes).await?;
+        }
+        if copied == 0 {
+            // It says that it holds something, and nothing says what: it would be looked at again and again.
+            self.space.lock().stick(number);
         }
         Ok(())
     }

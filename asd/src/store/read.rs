@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Rows that are read from the table at a time.
 const ROWS: usize = 256;
+/// Values that one request verifies, at most: what is damaged must fit the answer.
+const MAX_VERIFIED: usize = 1024;
 /// How often a value may move while it is looked for.
 const MOVES: usize = 8;
 
@@ -200,6 +202,14 @@ fn named(key: &[u8], error: Error) -> Error {
 }
 
 impl Store {
+    /// Bytes of the value of `key`, 0 if there is none: what memory a read of it takes.
+    ///
+    /// # Errors
+    /// Of the table.
+    pub fn value_len(&self, key: &[u8]) -> Result<usize> {
+        Ok(self.core.record(key)?.map_or(0, |record| record.len as usize))
+    }
+
     /// See [`common::Osd::get`].
     ///
     /// # Errors
@@ -276,7 +286,7 @@ impl Store {
     /// As the door says.
     pub async fn verify(&self, range: &KeyRange, limit: usize, until: Duration) -> Result<Verified> {
         let clock = &self.core.clock;
-        self.core.verify(range, limit.clamp(1, MAX_PAGE), || clock.now() < until).await
+        self.core.verify(range, limit.clamp(1, MAX_VERIFIED), || clock.now() < until).await
     }
 
     /// Counts everything anew from the records; an error says which number of those that are kept is wrong. Reads the

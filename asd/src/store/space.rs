@@ -57,22 +57,24 @@ impl Space {
         totals: Totals,
         next: u64,
     ) -> Space {
-        let mut space = Space {
+        // The youngest ones that are not full are gone on with: behind their ends nothing counts.
+        let mut open = segments
+            .iter()
+            .rev()
+            .filter(|(_, s)| s.end < segment_size)
+            .map(|(number, s)| Open { number: *number, at: s.end });
+        let open = [open.next(), open.next()];
+        Space {
             segment_size,
             capacity,
             table_reserve,
             segments,
             totals,
-            open: [None; 2],
+            open,
             stuck: BTreeSet::new(),
             next,
             full: false,
-        };
-        // The youngest one that is not full is gone on with: behind its end nothing counts.
-        let last = space.segments.iter().next_back();
-        space.open[0] =
-            last.filter(|(_, s)| s.end < segment_size).map(|(number, s)| Open { number: *number, at: s.end });
-        space
+        }
     }
 
     /// Bytes of the table as they count against the capacity: as much again for what RocksDB has not merged yet.
@@ -186,6 +188,12 @@ impl Space {
         self.segments.iter().find(|(n, s)| s.count == 0 && !self.is_open(**n)).map(|(n, _)| *n)
     }
 
+    /// Bytes in it that something once needed. What a segment never got is not among them: copying values that do not
+    /// fill one into another that they do not fill would go on for ever.
+    fn garbage(state: &SegmentState) -> u64 {
+        (state.end - HEADER).saturating_sub(state.live)
+    }
+
     /// Bytes in it that nothing needs: of one that is not written any more also what it never got.
     fn dead(&self, number: u64, state: &SegmentState) -> u64 {
         let end = if self.is_open(number) { state.end } else { self.segment_size };
@@ -203,15 +211,15 @@ impl Space {
         let usable = self.segment_size - HEADER;
         let least = if self.is_short() { usable / 16 } else { usable / 4 };
         let score = |number: u64, state: &SegmentState| {
-            let dead = self.dead(number, state) as f64 / usable as f64;
+            let dead = Self::garbage(state) as f64 / usable as f64;
             let age = (self.next.saturating_sub(number)) as f64;
             dead * (1.0 + age.ln_1p()) / (2.0 - dead)
         };
         let closed = self.segments.iter().filter(|(n, _)| !self.is_open(**n) && !self.stuck.contains(n));
-        let worth = closed.filter(|(n, s)| s.count > 0 && self.dead(**n, s) >= least.max(1));
+        let worth = closed.filter(|(_, s)| s.count > 0 && Self::garbage(s) >= least.max(1));
         let best = worth.max_by(|(a, s), (b, t)| score(**a, s).total_cmp(&score(**b, t)));
         // Some garbage is cheaper than copying what lives around it.
-        let dead: u64 = self.segments.iter().map(|(n, s)| self.dead(*n, s)).sum();
+        let dead: u64 = self.segments.values().map(Self::garbage).sum();
         let much = dead * 5 >= self.segments.len() as u64 * usable && dead >= usable;
         best.filter(|_| much || self.is_short()).map(|(n, _)| *n)
     }
@@ -275,6 +283,19 @@ mod tests {
         assert_eq!(space.empty(), None);
         space.commit(&[(most, SegmentState { end: SIZE, live: 0, count: 0 })], Totals::default());
         assert_eq!(space.empty(), Some(most));
+    }
+
+    #[test]
+    fn a_segment_that_was_never_full_is_not_copied_over_and_over() {
+        let mut space = space(6);
+        for _ in 0..4 {
+            let number = space.next_segment(Lane::Fresh).unwrap();
+            space.begin(Lane::Fresh, number);
+            let end = HEADER + 32768;
+            space.commit(&[(number, SegmentState { end, live: 32768, count: 1 })], Totals::default());
+        }
+        assert!(space.is_short());
+        assert_eq!(space.victim(), None);
     }
 
     #[test]
