@@ -369,7 +369,7 @@ pub struct OsdSpace {
     pub segments: u64,
     /// Of that: values, rounded up to blocks.
     pub live: u64,
-    /// Of that: deleted, and not given back yet.
+    /// Of that: deleted and not given back yet, or the end of a segment that no value fitted into.
     pub dead: u64,
     /// Of that: not yet written.
     pub open: u64,

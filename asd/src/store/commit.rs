@@ -334,6 +334,7 @@ impl Core {
         }
         if request.has_sets() && !self.table_has_room(plan, &request, &olds) {
             self.space.lock().no_room(Lane::Fresh);
+            self.garbage.notify_one();
             return Err(no_space());
         }
         let mark = self.space.lock().mark(Lane::Fresh);

@@ -438,3 +438,79 @@ fn the_scrub_finds_what_rots() {
         assert_eq!(&status.damaged[0].key[..], b"k7");
     });
 }
+
+/// A table whose syncs wait until they are let go.
+struct Held {
+    table: SimTable,
+    armed: std::sync::atomic::AtomicBool,
+    waiting: std::sync::atomic::AtomicBool,
+    go: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Table for Held {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        self.table.get(key)
+    }
+
+    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Bytes)>> {
+        self.table.scan(prefix, from, limit)
+    }
+
+    fn write(&self, batch: common::table::Batch) -> Result<()> {
+        self.table.write(batch)
+    }
+
+    fn delete_prefix(&self, prefix: &[u8]) -> Result<()> {
+        self.table.delete_prefix(prefix)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        if self.armed.load(Ordering::SeqCst) {
+            self.waiting.store(true, Ordering::SeqCst);
+            let _ = self.go.lock().recv();
+        }
+        self.table.checkpoint()
+    }
+}
+
+#[test]
+fn what_is_not_durable_is_shown_to_nobody() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (let_go, go) = std::sync::mpsc::channel();
+        let (armed, waiting) = Default::default();
+        let table = Arc::new(Held { table: SimTable::new(), armed, waiting, go: Mutex::new(go) });
+        let clock: Arc<dyn Clock> = Arc::new(common::clock::SystemClock::new());
+        let disk = Arc::new(SimDisk::new());
+        Store::format(&*disk, &*table, &*clock, SEGMENT).await.unwrap();
+        let settings = Settings {
+            capacity: Some(20 * SEGMENT),
+            table_reserve: 64 << 10,
+            scrub_rate: 0,
+            ..Settings::default()
+        };
+        let store = Arc::new(Store::open(settings, disk, table.clone(), clock.clone()).await.unwrap().0);
+        put(&store, "other", bytes(0, 10)).await;
+        table.armed.store(true, Ordering::SeqCst);
+        let writer = store.clone();
+        let written = tokio::spawn(async move { put(&writer, "k", bytes(1, 10)).await });
+        while !table.waiting.load(Ordering::SeqCst) {
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+        // It is in the table, and nobody may know.
+        has(&store, "other", Some(bytes(0, 10))).await;
+        let everything = KeyRange::all();
+        let reads = async { tokio::join!(store.get(b"k"), store.range(&everything, 10)) };
+        tokio::pin!(reads);
+        tokio::select! {
+            biased;
+            _ = &mut reads => panic!("what a loss of power would take was shown"),
+            () = clock.sleep(Duration::from_millis(100)) => {}
+        }
+        table.armed.store(false, Ordering::SeqCst);
+        let_go.send(()).unwrap();
+        let (value, page) = reads.await;
+        assert_eq!((value.unwrap().unwrap().bytes, page.unwrap().keys.len()), (bytes(1, 10), 2));
+        written.await.unwrap();
+    });
+}
