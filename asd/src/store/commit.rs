@@ -452,6 +452,8 @@ impl Core {
                 if let Body::Placed { segment, offset, .. } = &new.body {
                     let mut state = self.segment(plan, *segment);
                     state.live += padded(new.len as usize);
+                    // From here, and not from where its lane stands: that may be in another segment by now.
+                    state.end = state.end.max(offset + padded(new.len as usize));
                     state.count += 1;
                     plan.segments.insert(*segment, state);
                     plan.batch.put(keys::place(*segment, *offset), key.clone());
@@ -501,8 +503,7 @@ impl Core {
         for (number, values) in std::mem::take(&mut plan.data) {
             self.write(number, values).await.map_err(|e| self.fail(e))?;
         }
-        for (number, state) in &mut plan.segments {
-            state.end = self.space.lock().end(*number).max(state.end);
+        for (number, state) in &plan.segments {
             if !plan.released.contains(number) {
                 plan.batch.put(keys::segment(*number), state.encode());
             }

@@ -149,13 +149,6 @@ impl Space {
         }
     }
 
-    /// Up to where the segment is written.
-    pub fn end(&self, number: u64) -> u64 {
-        let open = self.open.iter().flatten().find(|o| o.number == number).map(|o| o.at);
-        let known = self.segments.get(&number).map(|s| s.end);
-        open.or(known).unwrap_or(HEADER).max(known.unwrap_or(HEADER))
-    }
-
     /// A batch is durable.
     pub fn commit(&mut self, segments: &[(u64, SegmentState)], totals: Totals) {
         let less = totals.table < self.totals.table;
