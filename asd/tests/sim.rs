@@ -539,8 +539,7 @@ async fn run(seed: u64) -> Seen {
     for _ in 0..world.random.u32(2..7) {
         world.life().await;
     }
-    let seen = world.shared.lock().seen;
-    seen
+    world.shared.lock().seen
 }
 
 #[test]

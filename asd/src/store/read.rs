@@ -19,6 +19,9 @@ const MAX_VERIFIED: usize = 1024;
 /// How often a value may move while it is looked for.
 const MOVES: usize = 8;
 
+/// Keys with their records, and where to go on.
+type Rows = (Vec<(Bytes, Record)>, Option<Bytes>);
+
 impl Core {
     /// Waits until what was written in the table before this call is durable, if `concerns` any of it.
     async fn settled(&self, concerns: impl Fn(&std::collections::HashSet<Bytes>) -> bool) -> Result<()> {
@@ -130,7 +133,7 @@ impl Core {
     }
 
     /// Rows of keys, and where to go on.
-    fn rows(&self, range: &KeyRange, limit: usize) -> Result<(Vec<(Bytes, Record)>, Option<Bytes>)> {
+    fn rows(&self, range: &KeyRange, limit: usize) -> Result<Rows> {
         let from = keys::value(&range.from);
         let mut rows = Vec::new();
         for (row, bytes) in self.table.scan(keys::VALUES, &from, limit.saturating_add(1))? {
