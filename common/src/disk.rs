@@ -14,6 +14,12 @@ pub trait Disk: Send + Sync {
     /// name when this returns. A full disk is `NoSpace` and leaves nothing behind.
     async fn create(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>>;
 
+    /// As [`Disk::create`], but what is in it may not be written yet, only taken: for large files that are written once,
+    /// from one end to the other, where writing zeroes first would double every byte. Reads as zeroes; syncs may cost more.
+    async fn allocate(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>> {
+        self.create(name, size).await
+    }
+
     /// Opens `name` for reading and writing.
     async fn open(&self, name: &str) -> Result<Arc<dyn DiskFile>>;
 

@@ -369,7 +369,7 @@ pub struct OsdSpace {
     pub segments: u64,
     /// Of that: values, rounded up to blocks.
     pub live: u64,
-    /// Of that: deleted, and not given back yet.
+    /// Of that: deleted and not given back yet, or the end of a segment that no value fitted into.
     pub dead: u64,
     /// Of that: not yet written.
     pub open: u64,
@@ -442,8 +442,8 @@ pub struct OsdStatus {
 
 /// One disk that keeps values by key.
 ///
-/// Errors of all: `Unavailable` (away, too late, broken connection: what it did is unknown; asking again is safe),
-/// `Denied` (claimed by another backend, or by none), `Conflict` of another disk than the one that was meant.
+/// Errors of all: `Unavailable` (away, another disk in its place, its disk failed, too late: what it did is unknown, and
+/// asking again is safe), `Denied` (claimed by another backend, or by none).
 #[async_trait]
 pub trait Osd: Send + Sync {
     /// Checks every assert and then makes every change, all or nothing; durable when it returns.

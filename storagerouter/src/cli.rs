@@ -1,5 +1,6 @@
 //! The command line: words only, no work.
 
+pub mod asd;
 pub mod backup;
 pub mod cluster;
 pub mod edge;
@@ -61,6 +62,8 @@ pub enum Command {
     Router(routers::Router),
     /// Use vDisks from this machine, whatever router serves them: show, copy, measure, serve by NBD
     Edge(edge::Edge),
+    /// Serve one disk or directory to a backend; format one, show one
+    Asd(asd::Asd),
     /// Say what is not well; exit code 1 when something does not serve
     Health(Plain),
     /// Show the running router's log filter, or change it until it restarts

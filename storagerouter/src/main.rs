@@ -11,6 +11,7 @@
 //! | `logging` | logs and the panic hook |
 //! | `doctor` | looks at the machine |
 //! | `client` | the commands that talk to the API |
+//! | `asd` | the storage daemon of one disk, and the commands that look at one |
 //! | `edge` | the commands that are clients of the edge protocol |
 //! | `inspect` | prints what a file or an object says, and checks a vDisk's image |
 //! | `failure` | exit codes |
@@ -20,6 +21,7 @@
 //! Does not own: any rule about data. What it decides is which implementation stands behind which
 //! door, in which order things start, and how the process ends.
 
+mod asd;
 mod cli;
 mod client;
 mod cluster;
@@ -80,6 +82,7 @@ fn run(command: Command) -> Result<()> {
         Command::Registry(args) => block_on(cluster::commands::registry(&args)),
         Command::Router(args) => block_on(client::routers::run(&args)),
         Command::Edge(args) => edge::run(&args),
+        Command::Asd(args) => asd::run(&args),
         Command::Health(args) => block_on(client::commands::health(&args)),
         Command::LogLevel(args) => block_on(client::commands::log_level(&args)),
         Command::Version(args) => block_on(client::commands::version(&args)),

@@ -57,7 +57,7 @@ const FRUGAL: [(&str, &str); 3] =
     [("MALLOC_ARENA_MAX", "1"), ("MIMALLOC_PURGE_DELAY", "10"), ("MIMALLOC_ALLOW_THP", "0")];
 
 /// Begins the process once more with [`FRUGAL`] allocators; what the environment says stays.
-fn with_frugal_allocators() {
+pub fn with_frugal_allocators() {
     let missing = FRUGAL.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
     let missing: Vec<_> = missing.collect();
     let Ok(program) = std::env::current_exe() else { return };

@@ -40,7 +40,7 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).context(what())?.sync_all().context(what())
 }
 
-fn create_zeroed(path: &Path, dir: &Path, size: u64) -> Result<File> {
+fn create_file(path: &Path, dir: &Path, size: u64, zeroed: bool) -> Result<File> {
     const STEP: usize = 1 << 20;
     let what = || format!("creating {} ({size} bytes)", path.display());
     let file =
@@ -49,9 +49,9 @@ fn create_zeroed(path: &Path, dir: &Path, size: u64) -> Result<File> {
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
             .map_err(std::io::Error::from)
             .context(what())?;
-        let zeroes = vec![0u8; STEP];
+        let zeroes = vec![0u8; if zeroed { STEP } else { 0 }];
         let mut at = 0;
-        while at < size {
+        while zeroed && at < size {
             let n = (size - at).min(STEP as u64) as usize;
             file.write_all_at(&zeroes[..n], at).context(what())?;
             at += n as u64;
@@ -74,7 +74,16 @@ impl Disk for LocalDisk {
     async fn create(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>> {
         let (path, dir) = (self.path(name), self.dir.clone());
         blocking::run(move || {
-            let file = create_zeroed(&path, &dir, size)?;
+            let file = create_file(&path, &dir, size, true)?;
+            Ok(Arc::new(LocalFile::new(file, path, size)) as Arc<dyn DiskFile>)
+        })
+        .await
+    }
+
+    async fn allocate(&self, name: &str, size: u64) -> Result<Arc<dyn DiskFile>> {
+        let (path, dir) = (self.path(name), self.dir.clone());
+        blocking::run(move || {
+            let file = create_file(&path, &dir, size, false)?;
             Ok(Arc::new(LocalFile::new(file, path, size)) as Arc<dyn DiskFile>)
         })
         .await

@@ -15,6 +15,7 @@ fn chosen() -> Target {
         let decoders = [
             volumedriver::fuzzing::TARGETS,
             dtl::fuzzing::TARGETS,
+            asd::fuzzing::TARGETS,
             edge::nbd::fuzz::TARGETS,
             edge_client::fuzz::TARGETS,
             edge::protocol::fuzz::TARGETS,
