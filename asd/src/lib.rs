@@ -11,7 +11,7 @@
 //! | [`metrics`], [`fuzzing`] | what is counted, decoders as functions of bytes |
 //! | `gate`, `outbox`, `latency` | whose turn it is, what waits to be sent, how long requests take |
 //!
-//! What is promised is said at the door (`common::Osd`), and why it is built so in ADR 21.
+//! What is promised is said at the door (`common::Osd`), and why it is built so in ADR 23.
 //!
 //! Does not own: what a key means, where else a value is (`alba-proxy`), the table's implementation.
 
