@@ -68,7 +68,7 @@ pub use scrub::{Effort, ScrubStatus, Scrubbed};
 use snapshot_device::SnapshotDevice;
 use snapshots::Snapshots;
 pub use snapshots::{SnapshotChange, SnapshotInfo};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -213,6 +213,8 @@ pub(crate) struct Shared {
     pub replicas: Option<Replicas>,
     /// Under which clients are answered; `None` where nobody else could own the volume.
     pub authority: Option<Arc<dyn Lease>>,
+    /// Nobody is answered any more: somebody else may own the volume from now on.
+    pub closed: AtomicBool,
     /// A claimed cluster was given free, or the volume stopped.
     pub claims_free: Notify,
 }
@@ -286,6 +288,9 @@ impl Shared {
                     ErrorKind::NotOwner,
                     format!("volume {}: the lease of this router has run out", self.id),
                 ))
+            }
+            _ if self.closed.load(Ordering::Acquire) && !mutant::is_on("answers-when-closed") => {
+                Err(Error::unavailable(CLOSED))
             }
             _ => outcome,
         }
@@ -523,8 +528,10 @@ impl Volume {
         let Some(pump) = pump else { return false };
         {
             let mut core = self.shared.core.lock();
-            core.stop(Error::unavailable("the volume is closed"));
+            core.stop(Error::unavailable(CLOSED));
         }
+        // What began before, a read of the store say, is too late.
+        self.shared.closed.store(true, Ordering::Release);
         self.shared.credits.volume.close();
         self.shared.claims_free.notify_waiters();
         // A pump that is gone already has closed by itself.
@@ -586,6 +593,9 @@ impl Volume {
         self.shared.authority.as_ref().map(|lease| lease.id())
     }
 }
+
+/// What a client of a closed volume is told.
+const CLOSED: &str = "the volume is closed";
 
 /// See [`Volume::drain`].
 async fn drain(shared: &Shared, commands: &mpsc::Sender<Command>, deadline: Duration) -> Result<()> {

@@ -391,7 +391,9 @@ impl Router {
             let mine: Vec<_> = self.all_vdisks().into_iter().filter(|v| v.volume().is_some()).collect();
             futures::stream::iter(mine)
                 .for_each_concurrent(MOVES, |vdisk| async move {
-                    let Some(to) = self.heir(&vdisk) else { return };
+                    // Where all its peers give theirs away, too, it is drained, and anybody may have it.
+                    let heir = self.heir(&vdisk, false).or_else(|| self.heir(&vdisk, true));
+                    let Some(to) = heir else { return };
                     if let Err(error) = self.do_move(&vdisk, &to, MovedBy::Operator).await {
                         tracing::warn!(vdisk = %vdisk, %to, %error, "can't give a vDisk away yet");
                     }
@@ -403,13 +405,14 @@ impl Router {
         }
     }
 
-    /// Who is to have a vDisk when this router gives it away: a peer that has its tail, or anybody.
-    fn heir(&self, vdisk: &Vdisk) -> Option<Name> {
+    /// Who is to have a vDisk when this router gives it away: a peer that has its tail; anybody, if it has none or `drained` says
+    /// that the backend has all.
+    fn heir(&self, vdisk: &Vdisk, drained: bool) -> Option<Name> {
         let mut there = self.cluster.nodes();
         there.remove(self.cluster.me());
         there.retain(|_, node| !node.draining);
         let mut record = vdisk.owned().record;
-        if !is_replicated(&record) {
+        if drained || !is_replicated(&record) {
             record.registration.clean = true;
             record.registration.tails.clear();
         }
@@ -429,7 +432,7 @@ impl Router {
         let mut rest = Vec::new();
         for vdisk in self.all_vdisks() {
             let Some(volume) = vdisk.volume() else { continue };
-            match self.heir(&vdisk).filter(|_| is_replicated(&vdisk.owned().record)) {
+            match self.heir(&vdisk, false).filter(|_| is_replicated(&vdisk.owned().record)) {
                 Some(heir) => given.entry(heir).or_default().push((vdisk, false)),
                 None => rest.push((vdisk, volume)),
             }

@@ -15,6 +15,10 @@ pub const ALL: &[Mutant] = &[
     m("record-changed-blindly", "a record is replaced without asserting what the change was based on (R3)"),
     m("clean-whatever-came", "a volume that is given up counts as drained (R6)"),
     m("moves-before-it-is-closed", "a volume is given up before its last answers are out (R7)"),
+    m(
+        "answers-when-closed",
+        "what began before a volume was closed is answered when somebody else may own it (R1)",
+    ),
     m("recovered-says-all", "a new owner says that it lacks nothing (rule 2)"),
     m("owner-is-its-own-peer", "the tail is replicated to its owner (rule 7)"),
     m("epoch-begins-in-sync", "a new epoch is called in sync with the logs of the one before (rule 7)"),

@@ -41,7 +41,7 @@ use dtl::owner::Owner;
 use futures::{StreamExt, TryStreamExt};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -193,6 +193,7 @@ pub(crate) async fn open(
         history: OnceLock::new(),
         replicas: opening.map(|opening| Replicas::new(opening.peers.clone())),
         authority: opening.map(|opening| opening.authority.clone()),
+        closed: AtomicBool::new(false),
         claims_free: Notify::new(),
     });
 

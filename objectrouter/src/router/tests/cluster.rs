@@ -354,10 +354,10 @@ async fn a_router_that_leaves_gives_everything_away_first_or_says_what_nobody_ta
     let record = nodes[0].router.records().router(nodes[0].router.node()).await.unwrap().unwrap().record;
     assert!(!record.draining);
     // Who is alone is told so at once.
+    nodes[0].router.take_vdisks_again().await.unwrap();
     for node in &nodes[1..] {
         node.router.drain_router(true).await.unwrap();
     }
-    nodes[0].router.take_vdisks_again().await.unwrap();
     nodes[0].until("back", |info| info.state == VdiskState::Serving).await;
     let refused = nodes[0].router.give_all_away(Duration::from_secs(3600)).await.unwrap_err();
     assert!(refused.message().contains("no other storage router"), "{refused}");
