@@ -189,7 +189,10 @@ async fn come_back(world: &Arc<World>, vdisk: &Vdisk) {
             .numbers()
             .map(|n| {
                 let router = world.router(n)?;
-                Some(router.vdisk("p", &vdisk.name).map(|info| (info.state, info.reason)))
+                Some(router.vdisk("p", &vdisk.name).map(|info| {
+                    let open = info.status.map(|s| (s.state, s.frontiers, s.dirty_bytes, s.replication));
+                    (info.state, info.reason, open)
+                }))
             })
             .collect();
         return world.wrong(format!("{} does not come back: {said:?}, {record:?}", vdisk.name));
