@@ -69,6 +69,15 @@ pub(super) async fn recover(
             }
             Origin::Log(epoch, logs) => {
                 let what = Wanted { epoch, to, cut };
+                // What an opening read that failed behind it takes room here: again and again it would fill the write
+                // buffer, and then nothing could be opened. Epoch and LSN name one entry, wherever it is.
+                let had = local.iter().filter(|e| e.lsn > replay.last() && e.lsn <= to);
+                for entry in had.cloned().collect::<Vec<_>>() {
+                    let header = header(shared, &entry);
+                    if what.counts(&header) && replay.takes(&header)? {
+                        run.push(entry);
+                    }
+                }
                 drain(shared, opening, &what, &logs, &mut replay, &mut run).await?;
             }
         }
