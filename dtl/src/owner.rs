@@ -115,6 +115,16 @@ struct Link {
     flush_asked: Lsn,
 }
 
+impl Link {
+    /// It is asked for a flush up to `lsn`; where it owed none, the time begins.
+    fn ask_for_flush(&mut self, lsn: Lsn, now: Duration) {
+        if self.flushed >= self.flush_asked {
+            self.flush_since = now;
+        }
+        self.flush_asked = self.flush_asked.max(lsn);
+    }
+}
+
 /// The replication state of one volume in one epoch.
 #[derive(Debug)]
 pub struct Owner {
@@ -212,17 +222,17 @@ impl Owner {
         may
     }
 
-    /// Somebody waits for a flush up to `lsn`: ask the peers for it ([`Owner::peers_of_acknowledgements`]).
-    pub fn flush_wanted(&mut self, lsn: Lsn, now: Duration) {
-        for link in self.links.iter_mut().filter(|l| l.flushed >= self.flush_wanted) {
-            link.flush_since = now;
-        }
+    /// Somebody waits for a flush up to `lsn`. Whether to ask the peers for it: all of them, now.
+    #[must_use]
+    pub fn flush_wanted(&mut self, lsn: Lsn, now: Duration) -> bool {
         self.flush_wanted = self.flush_wanted.max(lsn);
-        for i in 0..self.links.len() {
-            if self.possible().any(|c| c.peers.contains(&self.links[i].peer)) {
-                self.links[i].flush_asked = self.links[i].flush_asked.max(lsn);
+        let ask = self.may_flush < lsn;
+        if ask {
+            for link in &mut self.links {
+                link.ask_for_flush(lsn, now);
             }
         }
+        ask
     }
 
     /// Whether a flush up to `lsn` may be acknowledged, as far as the peers go. A `true` is a promise.
@@ -334,12 +344,6 @@ impl Owner {
     /// What is to be done now.
     pub fn take_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
-    }
-
-    /// Every log whose confirmation some possible configuration needs.
-    pub fn peers_of_acknowledgements(&self) -> impl Iterator<Item = &PeerLog> {
-        let named = |l: &&Link| self.possible().any(|c| c.peers.contains(&l.peer));
-        self.links.iter().filter(named).map(|l| &l.peer)
     }
 
     /// The registry has `config`, and nothing that was proposed from an earlier one can come true any more.

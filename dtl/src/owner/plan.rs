@@ -15,7 +15,7 @@ impl Owner {
         self.drop_dead_links(now);
         let target = self.target(now);
         self.pursue(target, now);
-        self.ask_for_flushes();
+        self.ask_for_flushes(now);
         self.recruit(now);
     }
 
@@ -52,7 +52,7 @@ impl Owner {
     }
 
     /// What was flushed, or asked to be, before a peer was intended must be flushed there too: no client asks again.
-    fn ask_for_flushes(&mut self) {
+    fn ask_for_flushes(&mut self, now: Duration) {
         let lsn = self.flush_acked.max(self.flush_wanted);
         for i in 0..self.links.len() {
             let link = &self.links[i];
@@ -60,7 +60,7 @@ impl Owner {
             let matters = |c: &Config| c.status == Status::InSync && c.peers.contains(&link.peer);
             if owes && self.possible().any(matters) {
                 let peer = link.peer.clone();
-                self.links[i].flush_asked = lsn;
+                self.links[i].ask_for_flush(lsn, now);
                 self.actions.push_back(Action::Flush(peer, lsn));
             }
         }
@@ -177,7 +177,7 @@ impl Owner {
             LinkState::Live => {
                 let owes_write = self.base.mode == Mode::Sync && link.confirmed < self.accepted;
                 (owes_write && late(link.write_since))
-                    || (link.flushed < self.flush_wanted && late(link.flush_since))
+                    || (link.flushed < link.flush_asked && late(link.flush_since))
             }
         }
     }

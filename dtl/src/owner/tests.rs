@@ -116,6 +116,22 @@ fn flushes_promised_alone_are_asked_of_the_peer_before_it_is_named() {
 }
 
 #[test]
+fn a_flush_that_nobody_was_asked_for_is_asked_of_a_peer_before_it_is_named() {
+    let mut o = owner(Mode::Sync, 1, Needed::All, OnFailure::Degrade);
+    let p = peer("p", 1);
+    o.joined(p.clone(), S(0));
+    settle(&mut o, S(0));
+    assert_eq!(o.config().status, Status::CatchingUp);
+    assert!(!o.flush_wanted(Lsn(120), S(0)) && o.acknowledge_flush(Lsn(120)), "nobody is waited for");
+    o.progress(&p, Lsn(130), Lsn(110), LinkState::Live, S(60));
+    let actions: Vec<Action> = std::iter::from_fn(|| o.take_action()).collect();
+    assert_eq!(actions, [Action::Flush(p.clone(), Lsn(120))], "else it would never be named");
+    o.progress(&p, Lsn(130), Lsn(120), LinkState::Live, S(60));
+    settle(&mut o, S(60));
+    assert!(o.is_in_sync());
+}
+
+#[test]
 fn a_failed_peer_holds_acknowledgements_until_the_registry_says_degraded() {
     let p = peer("p", 1);
     let mut o = in_sync(Mode::Sync, std::slice::from_ref(&p), Needed::All, OnFailure::Degrade);
@@ -317,7 +333,7 @@ impl World {
             self.acked = to;
         }
         if self.random.u8(..4) == 0 {
-            self.owner.flush_wanted(self.acked, self.now);
+            let _ = self.owner.flush_wanted(self.acked, self.now);
             if self.owner.acknowledge_flush(self.acked) {
                 self.flush_acked = self.acked;
             }
@@ -399,7 +415,7 @@ fn a_flush_that_waits_is_asked_of_whoever_takes_the_place_of_a_peer() {
     let (p, q) = (peer("p", 1), peer("q", 2));
     let mut o = in_sync(Mode::Sync, std::slice::from_ref(&p), Needed::All, OnFailure::Degrade);
     o.accepted(Lsn(150), S(1));
-    o.flush_wanted(Lsn(150), S(1));
+    assert!(o.flush_wanted(Lsn(150), S(1)));
     o.progress(&p, Lsn(150), Lsn(100), LinkState::Live, S(1));
     o.joined(q.clone(), S(1));
     o.progress(&q, Lsn(150), Lsn(100), LinkState::Live, S(1));

@@ -121,10 +121,8 @@ impl Process {
         }
         if random.u8(..3) == 0 {
             let lsn = Lsn(self.acked);
-            self.owner.flush_wanted(lsn, now);
-            let peers: Vec<PeerLog> = self.owner.peers_of_acknowledgements().cloned().collect();
-            for link in self.links.iter().filter(|l| l.log.as_ref().is_some_and(|l| peers.contains(l))) {
-                link.replica.flush(lsn);
+            if self.owner.flush_wanted(lsn, now) {
+                self.links.iter().for_each(|link| link.replica.flush(lsn));
             }
         }
         let to = self.flush_acked + random.u64(..=self.acked - self.flush_acked);

@@ -111,9 +111,7 @@ impl Core {
 
     /// Somebody wants everything up to `lsn` to survive. Whether peers are to be asked for it.
     pub fn flush_wanted(&mut self, lsn: Lsn, now: Duration) -> bool {
-        let Some(owner) = &mut self.owner else { return false };
-        owner.flush_wanted(lsn, now);
-        owner.may_acknowledge_flush() < lsn
+        self.owner.as_mut().is_some_and(|owner| owner.flush_wanted(lsn, now))
     }
 
     /// A signal for when the peers have flushed up to `lsn`; `None` when they have, or have no say.
